@@ -1,0 +1,1 @@
+"""Settings: typed groups with their defaults, units and reasons, and the sources that fill them."""

@@ -1,0 +1,1 @@
+"""What an outcome means: pure functions. Clock, chance and I/O come in as arguments."""
