@@ -1,0 +1,60 @@
+# Everything a person or CI does here. Needs Python >= 3.11 with venv, make, git; `make bench` also a C compiler.
+# ARGS goes to the program behind a target:  make test ARGS="tests/config -x"
+
+PYTHON ?= python3
+CC ?= cc
+ARGS ?=
+BIN := .venv/bin
+RUNTIME := .venv/.runtime
+DEV := .venv/.dev
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check bench fuzz clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+
+run: $(RUNTIME) ## Start the daemon with its own Postgres and a demo receiver, send one event and show it arrive
+	@exec $(BIN)/dealix demo $(ARGS)
+
+test: $(DEV) ## Run the tests
+	$(BIN)/pytest $(ARGS)
+
+check: $(DEV) ## Lint, formatting, import floors, types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/basedpyright
+
+bench: $(DEV) bench/receiver ## Measure deliveries per second and the CPU each one costs
+	$(BIN)/python -m bench $(ARGS)
+
+fuzz: export FUZZ_S ?= 1800
+fuzz: $(DEV) ## Run the fuzz tests for long: FUZZ_S seconds each
+	$(BIN)/pytest -m fuzz --timeout=0 $(ARGS)
+
+clean: ## Remove what these targets made (the venv too, the demo's data not)
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache .hypothesis bench/receiver bench/out
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+bench/receiver: bench/receiver.c
+	$(CC) -std=c11 -O2 -Wall -Wextra -Werror -o $@ $<
+
+# One venv for all: `run` fills it with what the product needs, the other targets add the tools. The stamps are older
+# than a changed pyproject.toml or constraints.txt, so that only then pip is asked again.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; name one by PYTHON=…" >&2; exit 1; }
+	@echo "Making .venv …"
+	@$(PYTHON) -m venv .venv
+
+$(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing the product into .venv …"
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing the product and its tools into .venv …"
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $(RUNTIME) $@
