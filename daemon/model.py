@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from datetime import date, datetime
+
+    from daemon.ids import AttemptId, CustomerId, DeliveryId, EventId, SubscriptionId
 
 ErrorKind = Literal["dns", "connect", "tls", "timeout", "blocked", "protocol", "reset"]
 """Why an exchange brought no complete header block: the name did not resolve, no TCP connection, no TLS, the deadline,
@@ -29,3 +34,82 @@ class Outcome:
     response_body: str = ""
     response_truncated: bool = False
     retry_after: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event as it is sent: `body` is the whole envelope, made once and shared by all its deliveries."""
+
+    id: EventId
+    type: str
+    customer_id: CustomerId
+    created_at: datetime
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A delivery that this daemon has claimed: attempt number `attempt` is on record and is its to make.
+
+    `steps` of the retry schedule were used before. `version` is the subscription's configuration as the claim saw it.
+    """
+
+    delivery_id: DeliveryId
+    event_id: EventId
+    event_day: date
+    event_type: str
+    subscription_id: SubscriptionId
+    shard: int
+    attempt: int
+    steps: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A claim with the event it is about: what an actor's mailbox holds."""
+
+    claim: Claim
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionConfig:
+    """What an actor starts from: configuration, sealed secrets, and the health that the database remembers.
+
+    `reopen_in_s` is how long an open breaker still stays open by the database's clock, None while it is closed.
+    """
+
+    id: SubscriptionId
+    customer_id: CustomerId
+    endpoint_url: str
+    enabled: bool
+    version: int
+    secret_sealed: bytes
+    previous_secret_sealed: bytes | None
+    previous_secret_expires_at: datetime | None
+    consecutive_failures: int
+    cooldown_s: float
+    reopen_in_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TestFired:
+    """What a test-fire came to."""
+
+    __test__ = False  # not a test class, whatever pytest thinks of its name
+
+    event_id: EventId
+    attempt_id: AttemptId
+    status_code: int | None
+    success: bool
+    duration_ms: int
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """What has to be up before this process counts as ready. `shards` is how many of the 64 it works on."""
+
+    listening: bool
+    shards: int

@@ -1,0 +1,32 @@
+"""The latency histogram of daily_stats: its bounds, and percentiles from its counts. Pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BOUNDS_MS: Final = (5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000)
+"""Upper bounds, inclusive; one more bucket holds what is over the last. Fixed: stored rows count by them."""
+BUCKETS: Final = len(BOUNDS_MS) + 1
+
+
+def bucket(duration_ms: int) -> int:
+    """The index of the bucket that a duration in milliseconds falls in."""
+    return bisect_left(BOUNDS_MS, duration_ms)
+
+
+def percentile_ms(counts: Sequence[int], share: float) -> int | None:
+    """The upper bound of the bucket in which the `share` (0–1) of all durations is reached; None for no durations.
+
+    What is over the last bound is reported as the last bound.
+    """
+    rank = share * sum(counts)
+    seen = 0
+    for index, count in enumerate(counts):
+        seen += count
+        if count and seen >= rank:
+            return BOUNDS_MS[min(index, len(BOUNDS_MS) - 1)]
+    return None
