@@ -1,4 +1,4 @@
-"""Which IP addresses the daemon may connect to: our own table, because the standard library's idea of "global" is not safe.
+"""Which IP addresses the daemon may connect to: our own table, as the standard library's "global" is no guard.
 
 `ipaddress.is_global` calls NAT64, 6to4, v4-compatible and multicast addresses global and changes between Python
 versions; every one of those can lead into the operator's own network. Sources of the table: the IANA special-purpose
@@ -7,14 +7,11 @@ registries for IPv4 and IPv6 (RFC 6890 and its updates) and, for IPv6, the rule 
 
 from __future__ import annotations
 
-import socket
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Final
 
 Network = IPv4Network | IPv6Network
 
@@ -87,11 +84,11 @@ _NAMED_V6: Final = tuple(
         (IPv6Network("ff00::/8"), _MULTICAST),
     )
 )
-_MAPPED_PREFIX: Final = bytes(10) + b"\xff\xff"
-"""::ffff:0:0/96 (RFC 4291 section 2.5.5.2): the kernel connects to the IPv4 address inside."""
-_NAT64_PREFIX: Final = bytes.fromhex("0064ff9b") + bytes(8)
-"""64:ff9b::/96 (RFC 6052): a translator connects to the IPv4 address inside."""
-_LOCALHOST: Final = frozenset({socket.inet_pton(socket.AF_INET, "127.0.0.1"), socket.inet_pton(socket.AF_INET6, "::1")})
+_MAPPED: Final = 0xFFFF
+"""::ffff:0:0/96 without its last 32 bits (RFC 4291 section 2.5.5.2): the kernel connects to the IPv4 address inside."""
+_NAT64: Final = 0x0064_FF9B << 64
+"""64:ff9b::/96 without its last 32 bits (RFC 6052): a translator connects to the IPv4 address inside."""
+_LOCALHOST: Final = frozenset({(0x7F00_0001, 32), (1, 128)})
 
 
 def judge(address: str, allow_networks: Sequence[Network] = (), *, allow_localhost: bool = False) -> Verdict:
@@ -101,43 +98,43 @@ def judge(address: str, allow_networks: Sequence[Network] = (), *, allow_localho
     NAT64 one does not (the translator's reach is not ours to open). `allow_localhost` opens 127.0.0.1 and ::1, no
     more of 127/8. A scope id (`fe80::1%eth0`) or any text that is not an address is refused. Never raises.
     """
-    packed = _packed(address)
-    if packed is None:
+    parsed = _parse(address)
+    if parsed is None:
         return _NOT_AN_ADDRESS
-    number = int.from_bytes(packed, "big")
-    verdict = _judge_v4(number) if len(packed) == 4 else _judge_v6(packed, number)
+    number, bits = parsed
+    verdict = _judge_v4(number) if bits == 32 else _judge_v6(number)
     if verdict.allowed:
         return verdict
-    if allow_localhost and packed in _LOCALHOST:
+    if allow_localhost and parsed in _LOCALHOST:
         return ALLOWED
-    if allow_networks and any(_inside(number, len(packed), network) for network in allow_networks):
+    if allow_networks and inside(address, allow_networks):
         return ALLOWED
     return verdict
 
 
 def inside(address: str, networks: Sequence[Network]) -> bool:
-    """Say whether the numeric `address` lies in one of `networks`. False for what is not an address."""
-    packed = _packed(address)
-    if packed is None:
+    """Say whether the numeric `address` lies in one of `networks`; False for what is not an address."""
+    parsed = _parse(address)
+    if parsed is None:
         return False
-    number = int.from_bytes(packed, "big")
-    return any(_inside(number, len(packed), network) for network in networks)
+    number, bits = parsed
+    return any(
+        network.max_prefixlen == bits and int(network.network_address) <= number <= int(network.broadcast_address)
+        for network in networks
+    )
 
 
-def _packed(address: str) -> bytes | None:
-    """The 4 or 16 bytes of an address, a v4-mapped one as its 4; None where the text is no canonical address."""
-    # inet_pton rather than ipaddress: ten times faster, and as strict (no octal, no short forms, no scope).
+def _parse(address: str) -> tuple[int, int] | None:
+    """The address as a number and its width in bits, a v4-mapped one as IPv4; None for anything not canonical."""
     try:
-        packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
-    except (OSError, ValueError):
+        if ":" not in address:
+            return int(IPv4Address(address)), 32
+        if "%" in address:
+            return None
+        number = int(IPv6Address(address))
+    except ValueError:
         return None
-    return packed[12:] if packed.startswith(_MAPPED_PREFIX) else packed
-
-
-def _inside(number: int, size_bytes: int, network: Network) -> bool:
-    if network.max_prefixlen != size_bytes * 8:
-        return False
-    return int(network.network_address) <= number <= int(network.broadcast_address)
+    return (number & 0xFFFF_FFFF, 32) if number >> 32 == _MAPPED else (number, 128)
 
 
 def _judge_v4(number: int) -> Verdict:
@@ -145,9 +142,9 @@ def _judge_v4(number: int) -> Verdict:
     return verdict if first <= number <= last else ALLOWED
 
 
-def _judge_v6(packed: bytes, number: int) -> Verdict:
-    if packed.startswith(_NAT64_PREFIX):
-        return _judge_v4(number & 0xFFFFFFFF)
-    if packed[0] & 0xE0 != 0x20:  # noqa: PLR2004 - the first three bits of 2000::/3
+def _judge_v6(number: int) -> Verdict:
+    if number >> 32 == _NAT64:
+        return _judge_v4(number & 0xFFFF_FFFF)
+    if number >> 125 != 0b001:  # outside 2000::/3
         return next((verdict for first, last, verdict in _NAMED_V6 if first <= number <= last), _UNALLOCATED)
     return next((verdict for first, last, verdict in _DENIED_V6 if first <= number <= last), ALLOWED)
