@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["tests.support.postgres"]  # embedded_server, debian_postgres
+
 settings.register_profile("default", deadline=None, print_blob=True)  # deadlines stand in the tests: fail_after
 settings.register_profile("fuzz", parent=settings.get_profile("default"), max_examples=20_000)
 settings.load_profile("fuzz" if "FUZZ_S" in os.environ else "default")

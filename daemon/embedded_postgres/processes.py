@@ -1,0 +1,159 @@
+"""Starting Postgres processes that end with us, and ending those that lost their postmaster."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from daemon.embedded_postgres.account import Account
+
+PR_SET_PDEATHSIG: Final = 1
+"""prctl(2): the signal that a process gets when the thread that forked it ends. Linux only; execve keeps it."""
+
+ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
+"""All that a Postgres process is told: PG* variables would change it, and our own environment may hold secrets."""
+
+
+def spawn(
+    argv: Sequence[str | Path],
+    account: Account,
+    *,
+    cwd: Path,
+    output: int,
+    keep: Sequence[int] = (),
+    ends_by: signal.Signals,
+) -> subprocess.Popen[bytes]:
+    """Starts a child in a session of its own (Ctrl-C is for us), as `account`, that gets `ends_by` when we end.
+
+    `output` is the descriptor for both of its outputs, `keep` those that it inherits besides. The directory is entered
+    before the account changes, so it may lie where that account cannot go. Raises OSError where it cannot be run, and
+    RuntimeError outside of the main thread: PDEATHSIG follows the forking thread, and a worker thread ends too soon.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("Postgres processes are started from the main thread")
+    return subprocess.Popen(
+        [os.fspath(word) for word in argv],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=ENVIRONMENT,
+        pass_fds=tuple(keep),
+        start_new_session=True,
+        umask=0o077,
+        user=account.uid if account.switched else None,
+        group=account.gid if account.switched else None,
+        extra_groups=[] if account.switched else None,
+        preexec_fn=_end_with_parent(ends_by),
+    )
+
+
+def _end_with_parent(ends_by: signal.Signals) -> Callable[[], None]:
+    """What the child does between fork and exec, once it has its final uid (changing the uid clears PDEATHSIG)."""
+    prctl = ctypes.CDLL(None).prctl  # looked up before the fork: the child does as little as it can
+    parent = os.getpid()
+
+    def in_child() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # `nohup`-like starters leave it ignored
+        if prctl(PR_SET_PDEATHSIG, int(ends_by), 0, 0, 0) != 0 or os.getppid() != parent:
+            os._exit(1)  # the parent ended between fork and prctl, and its end would go unnoticed
+
+    return in_child
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A `postgres` whose working directory is the cluster: the postmaster, and every process it forked."""
+
+    pid: int
+    parent: int
+    title: str
+
+
+def members(cluster: Path) -> list[Member]:
+    """The cluster's processes as far as /proc shows them to us: all of them, for their own account and for root."""
+    try:
+        home = cluster.stat()
+    except FileNotFoundError:
+        return []
+    return [found for pid in _pids() if (found := _member(pid, home)) is not None]
+
+
+def kill_orphans(cluster: Path) -> int:
+    """SIGKILLs the cluster's processes whose postmaster is gone, and returns how many there were.
+
+    Idle ones leave by themselves in milliseconds, but a busy query would go on for minutes and keep the next server
+    out. The shared memory they work on is lost already, so there is nothing left that a gentler end would save. A
+    postmaster that is just starting is never meant: only its children call themselves `postgres: …`.
+    """
+    family = members(cluster)
+    pids = {member.pid for member in family}
+    killed = 0
+    for member in family:
+        if member.title.startswith("postgres: ") and member.parent not in pids:
+            killed += _kill(member, cluster)
+    return killed
+
+
+def holders(path: Path) -> list[str]:
+    """Who has `path` open, as `pid 123 (postgres)`, as far as /proc shows it to us."""
+    try:
+        wanted = path.stat()
+    except FileNotFoundError:
+        return []
+    return [f"pid {pid} ({_text(pid, 'comm').strip()})" for pid in _pids() if _has_open(pid, wanted)]
+
+
+def _kill(member: Member, cluster: Path) -> bool:
+    with contextlib.suppress(OSError):
+        handle = os.pidfd_open(member.pid)  # from here on the number cannot come to mean another process
+        try:
+            if _member(member.pid, cluster.stat()) == member:
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+                return True
+        finally:
+            os.close(handle)
+    return False
+
+
+def _pids() -> Iterator[int]:
+    return (int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def _member(pid: int, home: os.stat_result) -> Member | None:
+    try:
+        at = os.stat(f"/proc/{pid}/cwd")
+    except OSError:  # gone, a kernel thread, or somebody else's
+        return None
+    if (at.st_dev, at.st_ino) != (home.st_dev, home.st_ino):
+        return None
+    if _text(pid, "comm").strip() != "postgres":  # an operator's shell, say
+        return None
+    title = _text(pid, "cmdline").replace("\0", " ").strip()
+    status = _text(pid, "stat").rpartition(")")[2].split()  # behind the name: state, parent, …
+    return Member(pid, int(status[1]), title) if len(status) > 1 else None
+
+
+def _has_open(pid: int, wanted: os.stat_result) -> bool:
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                found = entry.stat()
+                if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                    return True
+    return False
+
+
+def _text(pid: int, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
+    except OSError:
+        return ""
