@@ -37,9 +37,8 @@ class Group(BaseModel):
     @classmethod
     def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
         """Python takes True for 1: `timeout_s = true` would be a second."""
-        expected: object = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and expected in {int, float}:
-            raise ValueError("should be a number")
+        if isinstance(value, bool) and not isinstance(cls.model_fields[info.field_name or ""].default, bool):
+            raise ValueError("should not be true or false")  # noqa: TRY004 - pydantic collects ValueErrors
         return value
 
 

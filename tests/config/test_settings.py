@@ -182,7 +182,7 @@ def test_the_sealing_key_is_refused_in_a_file(tmp_path: Path) -> None:
     [
         ("[delivery]\ntimeout_s = 0\n", "greater than 0"),
         ("[delivery]\ntimeout_s = nan\n", "finite"),
-        ("[delivery]\ntimeout_s = true\n", "number"),
+        ("[delivery]\ntimeout_s = true\n", "not be true or false"),
         ("[delivery]\nmax_in_flight = 0\n", "greater than or equal to 1"),
         ("[delivery]\nretry_schedule_s = []\n", "at least 1 item"),
         ("[delivery]\nretry_schedule_s = [0, inf]\n", "retry_schedule_s[1] = inf"),
