@@ -14,7 +14,14 @@ class SettingsInvalid(DealixError):
 
 
 class DatabaseUnavailable(DealixError):
-    """No connection, a lost connection, or no answer within the deadline. Trying again later is right."""
+    """No connection, a lost connection, or no answer within the deadline. Trying again later is right.
+
+    `sqlstate` is the server's five-character code where the server gave one, else None.
+    """
+
+    def __init__(self, detail: str, *, sqlstate: str | None = None) -> None:
+        super().__init__(detail)
+        self.sqlstate = sqlstate
 
 
 class CommitUnknown(DatabaseUnavailable):

@@ -1,0 +1,1 @@
+"""All SQL, and the only folder that knows the database driver."""

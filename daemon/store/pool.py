@@ -1,0 +1,181 @@
+"""A pool of connections: a bounded number, made when needed, each lent to one task under one deadline.
+
+No task of its own: connections are looked over when they are lent and given back. Lent last in, first out, so that a
+quiet time leaves the rest unused and they are closed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import psycopg
+import trio
+from psycopg.pq import PipelineStatus, TransactionStatus
+
+from daemon.errors import DatabaseUnavailable
+from daemon.store.connection import Connection, connect, is_readable
+from daemon.store.outage import makes_stale, outage
+
+_BACKOFF_S: Final = (0.05, 1.0)
+"""Pause after a failed connect: the first, and the longest after doubling. It is the pool's, not each waiter's."""
+
+_UNUSED_S: Final = 60.0
+"""A connection that nobody needed for this long is closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatistics:
+    """Connections that are open, those of them not lent, and tasks that wait for a place."""
+
+    open: int
+    idle: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Idle:
+    connection: Connection
+    since: float
+    expires_at: float
+
+
+class Pool:
+    """At most `size` connections to `conninfo`; `name` is their application_name.
+
+    `max_lifetime_s`: then a connection is replaced, so that memory of its backend does not grow for ever and a changed
+    DNS entry or password is noticed. `options`: server settings for each session.
+    """
+
+    def __init__(  # noqa: PLR0913 settings of a pool, all named at the call
+        self,
+        conninfo: str,
+        *,
+        size: int,
+        name: str,
+        connect_timeout_s: float = 5.0,
+        prepare_threshold: int | None = 2,
+        max_lifetime_s: float = 3600.0,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        self._conninfo = conninfo
+        self._name = name
+        self._connect_timeout_s = connect_timeout_s
+        self._prepare_threshold = prepare_threshold
+        self._max_lifetime_s = max_lifetime_s
+        self._options = options
+        self._places = trio.Semaphore(size)
+        self._lent = 0
+        self._idle: deque[_Idle] = deque()  # the most recently used at the right
+        self._closed = False
+        self._failures = 0  # connects in a row
+        self._last_failure = ""
+        self._retry_at = 0.0
+        self._retrying = trio.Lock()
+
+    @asynccontextmanager
+    async def connection(self, deadline_s: float) -> AsyncGenerator[Connection]:
+        """A connection for the block, which as a whole may take `deadline_s`, waiting for a place included.
+
+        It comes in autocommit, idle, without leftovers of a transaction; settings of the session (SET, LISTEN) are not
+        undone. Raises DatabaseUnavailable: no connection in time, block not done in time (plus the grace of an
+        interrupted statement, see `connection`), connection lost, server out of something. The text of a statement's
+        own errors is left as it is.
+        """
+        with trio.move_on_after(deadline_s) as scope:
+            async with self._places:
+                lent = await self._lend()
+                self._lent += 1
+                try:
+                    yield lent.connection
+                except psycopg.Error as e:
+                    unavailable = outage(e, connection_lost=lent.connection.closed)
+                    if makes_stale(e):
+                        await lent.connection.close()
+                    if unavailable is None:
+                        raise
+                    raise unavailable from e
+                finally:
+                    self._lent -= 1
+                    await self._take_back(lent)
+        if scope.cancelled_caught:
+            reason = f" ({self._last_failure})" if self._failures else ""
+            raise DatabaseUnavailable(f"the database did not answer within {deadline_s:g} s{reason}")
+
+    async def aclose(self) -> None:
+        """Close what is idle now, and what is lent when it comes back. Nothing is lent any more."""
+        self._closed = True
+        while self._idle:
+            await self._idle.pop().connection.close()
+
+    def statistics(self) -> PoolStatistics:
+        """The state at this moment."""
+        idle = len(self._idle)
+        return PoolStatistics(open=self._lent + idle, idle=idle, waiting=self._places.statistics().tasks_waiting)
+
+    async def _lend(self) -> _Idle:
+        """An idle connection or a new one. While connecting fails, one task at a time tries, after a pause."""
+        while True:
+            if self._closed:
+                raise DatabaseUnavailable("the pool of database connections is closed")
+            if (idle := await self._take_idle()) is not None:
+                return idle
+            if not self._failures:
+                made = await self._make()
+            else:
+                async with self._retrying:
+                    await trio.sleep_until(self._retry_at)
+                    made = None if self._idle else await self._make()
+            if made is not None:
+                return made
+
+    async def _take_idle(self) -> _Idle | None:
+        while self._idle:
+            idle = self._idle.pop()
+            # After a restart of the server the idle ones have its farewell or the end of the stream to read.
+            if not idle.connection.closed and not is_readable(idle.connection):
+                return idle
+            await idle.connection.close()
+        return None
+
+    async def _make(self) -> _Idle | None:
+        try:
+            connection = await connect(
+                self._conninfo,
+                timeout_s=self._connect_timeout_s,
+                application_name=self._name,
+                prepare_threshold=self._prepare_threshold,
+                options=self._options,
+            )
+        except DatabaseUnavailable as e:
+            first, longest = _BACKOFF_S
+            pause = min(longest, first * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 jitter
+            self._failures += 1
+            self._last_failure = str(e)
+            self._retry_at = trio.current_time() + pause
+            return None
+        self._failures = 0
+        now = trio.current_time()
+        # Spread, so that connections made together are not all replaced together.
+        return _Idle(connection, now, now + self._max_lifetime_s * random.uniform(0.9, 1.0))  # noqa: S311 jitter
+
+    async def _take_back(self, lent: _Idle) -> None:
+        connection, now = lent.connection, trio.current_time()
+        reusable = (
+            not self._closed
+            and not connection.closed
+            and connection.pgconn.transaction_status == TransactionStatus.IDLE
+            and connection.pgconn.pipeline_status == PipelineStatus.OFF
+            and now < lent.expires_at
+        )
+        if reusable:
+            self._idle.append(_Idle(connection, now, lent.expires_at))
+        else:
+            await connection.close()
+        if self._idle and (oldest := self._idle[0]).since + _UNUSED_S < now:
+            self._idle.popleft()
+            await oldest.connection.close()
