@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["tests.support.postgres"]  # embedded_server, debian_postgres
+pytest_plugins = [
+    "tests.support.postgres",  # embedded_server, debian_postgres
+    "tests.support.migrated",  # migrated_database, debian_database, any_database
+]
 
 settings.register_profile("default", deadline=None, print_blob=True)  # deadlines stand in the tests: fail_after
 settings.register_profile("fuzz", parent=settings.get_profile("default"), max_examples=20_000)

@@ -7,8 +7,8 @@ $$;
 
 -- Raises for what JSON allows and this product does not: nesting over 100, \u0000, a lone surrogate. All three are
 -- found without building the value, since jsonb makes 13 MB of {"n": 1e131071} and runs out of stack on "[[[[…".
-CREATE FUNCTION dealix.check_payload(payload text) RETURNS void LANGUAGE plpgsql IMMUTABLE
-    SET search_path = pg_catalog, pg_temp AS $$
+-- Called by dealix.emit alone, under its settings.
+CREATE FUNCTION dealix.check_payload(payload text) RETURNS void LANGUAGE plpgsql IMMUTABLE AS $$
 DECLARE
     rest text;
 BEGIN
@@ -48,7 +48,8 @@ CREATE FUNCTION dealix.emit(
     INOUT event_id text DEFAULT NULL,
     notify boolean DEFAULT true,
     OUT matched integer
-) LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+) LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+  SET standard_conforming_strings = on AS $$   -- the emitter's session may read the backslashes in here otherwise
 #variable_conflict use_variable
 DECLARE
     emitted_at timestamptz := clock_timestamp();
