@@ -49,8 +49,24 @@ class EndpointUrlInvalid(DealixError):
 
 
 class EmitRejected(DealixError):
-    """`dealix.emit` refused an event. `sqlstate` is 22023, 22P02 or 23505 (contract: emitting from SQL)."""
+    """`dealix.emit` refused an event. `sqlstate` is 22023, 22P02 or 23505 (contract: emitting from SQL).
 
-    def __init__(self, sqlstate: str, detail: str) -> None:
+    `index` is the place (from 0) of the refused event in a batch, None where one event was emitted alone.
+    """
+
+    def __init__(self, sqlstate: str, detail: str, *, index: int | None = None) -> None:
         super().__init__(detail)
         self.sqlstate = sqlstate
+        self.index = index
+
+
+class SubscriptionLimit(DealixError):
+    """The customer has as many subscriptions as one may have."""
+
+
+class ImportConflict(DealixError):
+    """A subscription to be imported exists already, with other contents."""
+
+
+class RequestUnsafe(DealixError):
+    """A header or target of an outgoing request could break out of its line. It should never have been stored."""

@@ -65,7 +65,7 @@ class Target:
     @property
     def is_literal(self) -> bool:
         """Whether the host is an IP address and needs no look-up."""
-        return _is_address(self.host)
+        return is_address(self.host)
 
 
 def parse(url: str, *, allow_localhost: bool, allow_networks: Sequence[Network]) -> Target:
@@ -84,7 +84,7 @@ def parse(url: str, *, allow_localhost: bool, allow_networks: Sequence[Network])
     host_text, port = _split_authority(match["authority"], scheme)
     host = _host(host_text)
     if scheme == "http" and not (
-        (allow_localhost and host in LOCALHOST) or (_is_address(host) and inside(host, allow_networks))
+        (allow_localhost and host in LOCALHOST) or (is_address(host) and inside(host, allow_networks))
     ):
         raise EndpointUrlInvalid("scheme", "endpoint_url: must be https, plain http is not accepted for this host")
     _check_port(port)
@@ -196,14 +196,15 @@ def _a_labels(host: str) -> str:
     return encoded
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Whether a host in its stored form is an IP address rather than a name."""
     return ":" in host or _DOTTED_QUAD.fullmatch(host) is not None
 
 
 def _check_host(host: str, *, allow_localhost: bool, allow_networks: Sequence[Network]) -> None:
     if allow_localhost and host in LOCALHOST:
         return
-    if _is_address(host):
+    if is_address(host):
         verdict = judge(host, allow_networks)
         if not verdict.allowed:
             raise _forbidden(f"host {host} is {verdict.reason}")

@@ -1,0 +1,43 @@
+"""The bytes of one POST: head and body in one piece, for one system call and one TLS record where they fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from daemon.errors import RequestUnsafe
+from daemon.policy.endpoint_url import Target
+
+_NAMES: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+"""RFC 9110 section 5.6.2, token."""
+_VALUES: Final = re.compile(r"[\t\x20-\x7e]*")
+_TARGET: Final = re.compile(r"/[\x21-\x7e]*")
+_OWN: Final = frozenset(
+    {"host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer", "upgrade", "expect"}
+)
+"""What frames the message or steers the connection is written here and nowhere else."""
+
+
+def build(target: Target, headers: Sequence[tuple[str, str]], body: bytes) -> bytes:
+    """A complete HTTP/1.1 POST of `body` to `target` with `headers`, plus Host, Accept-Encoding and Content-Length.
+
+    Nothing here escapes anything, so everything is checked: raises RequestUnsafe for a header name or value, or a
+    target, that could end its line or is not what it claims to be.
+    """
+    # One match over all names and one over all values: both rules are about characters alone.
+    names = [name for name, _ in headers]
+    if "" in names or (names and not _NAMES.fullmatch("".join(names))):
+        raise RequestUnsafe("a header name is not a token")
+    if not _VALUES.fullmatch("".join([value for _, value in headers])):
+        raise RequestUnsafe("a header value has characters that a header cannot carry")
+    if not _OWN.isdisjoint([name.lower() for name in names]):
+        raise RequestUnsafe("a header would change the message's framing")
+    if not _TARGET.fullmatch(target.path_and_query) or not _VALUES.fullmatch(target.host):
+        raise RequestUnsafe("the target has characters that a request line cannot carry")
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    head = (
+        f"POST {target.path_and_query} HTTP/1.1\r\nHost: {target.authority}\r\n{lines}"
+        f"Accept-Encoding: identity\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode("ascii") + body
