@@ -1,4 +1,4 @@
-"""One server for a data directory: a flock that is free only when the last Postgres process of the former one is gone."""
+"""One server for a data directory: a flock that is free only when the last process of the former server has ended."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from daemon.embedded_postgres import processes
+from daemon.embedded_postgres.processes import holders, kill_orphans
 from daemon.errors import EmbeddedPostgresFailed
 
 POLL_S: Final = 0.02
@@ -24,32 +24,22 @@ def acquire(path: Path, cluster: Path, timeout_s: float) -> int:
     """The descriptor of the held lock; closing it gives it up. Waits for the former server's real exit.
 
     The descriptor belongs to the caller and to all that inherit it, so a server that outlives its daemon for a moment
-    still holds it. A plain number, not a file object: nothing closes it behind our back.
+    still holds it. A plain number, not a file object: no garbage collection closes it behind our back.
     Raises LockTaken, naming the holders, when `timeout_s` have passed.
     """
-    descriptor = open_owned(path, os.O_RDWR)
     begun = time.monotonic()
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waited_s = time.monotonic() - begun
-            if waited_s > timeout_s:
-                os.close(descriptor)
-                others = ", ".join(processes.holders(path)) or "a process that /proc does not show to us"
-                raise LockTaken(f"{path} is still held after {waited_s:.1f} s by {others}") from None
-            if waited_s > ORPHAN_GRACE_S:
-                processes.kill_orphans(cluster)
-            time.sleep(POLL_S)
-        except OSError as e:
-            os.close(descriptor)
-            raise EmbeddedPostgresFailed(f"{path} cannot be locked: {e.strerror}") from e
-        else:
-            return descriptor
+    while (descriptor := _try(path)) is None:
+        waited_s = time.monotonic() - begun
+        if waited_s > timeout_s:
+            raise LockTaken(f"{path} is still held after {waited_s:.1f} s, by {holders(path)}")
+        if waited_s > ORPHAN_GRACE_S:
+            kill_orphans(cluster)
+        time.sleep(POLL_S)
+    return descriptor
 
 
 def open_owned(path: Path, flags: int) -> int:
-    """Opens `path`, made if need be with mode 0600 and for its directory's owner: root leaves nothing of its own behind."""
+    """Opens `path`, if need be made with mode 0600 and for its directory's owner, as root's help must stay usable."""
     try:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except FileExistsError:
@@ -57,4 +47,16 @@ def open_owned(path: Path, flags: int) -> int:
     if os.geteuid() == 0:
         home = path.parent.stat()
         os.fchown(descriptor, home.st_uid, home.st_gid)
+    return descriptor
+
+
+def _try(path: Path) -> int | None:
+    descriptor = open_owned(path, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        os.close(descriptor)
+        if isinstance(e, BlockingIOError):
+            return None
+        raise
     return descriptor

@@ -11,9 +11,10 @@ from typing import Final
 from daemon.embedded_postgres.lock import open_owned
 
 LIMIT_BYTES: Final = 8 * 1024 * 1024
-"""Twice that is the most that log and predecessor take, as long as somebody calls `trim`."""
+"""Log and predecessor together take twice that at most, as long as somebody calls `trim`."""
 
 TAIL_LINES: Final = 8
+TAIL_BYTES: Final = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,33 +26,33 @@ class LogFile:
 
     @classmethod
     def open(cls, path: Path) -> LogFile:
-        """Opens or makes the file, for our own account alone."""
+        """Opens or makes the file, readable for its owner alone."""
         return cls(path, open_owned(path, os.O_RDWR | os.O_APPEND))
 
     def close(self) -> None:
         """Gives our descriptor up; a server that is still there goes on writing."""
         os.close(self.descriptor)
 
-    def size(self) -> int:
-        """Bytes written up to now: what `tail` begins behind."""
+    def size_bytes(self) -> int:
+        """What it holds now; `tail` takes it as the mark to begin at."""
         return os.fstat(self.descriptor).st_size
 
     def trim(self) -> None:
-        """Above LIMIT_BYTES moves the content to `.1`. Truncating in place suits writers in append mode; what they
-        write between copy and cut is lost."""
-        if self.size() <= LIMIT_BYTES:
+        """Above LIMIT_BYTES moves the content to `.1`.
+
+        The file is cut in place, which suits writers in append mode; what they write between copy and cut is lost.
+        """
+        if self.size_bytes() <= LIMIT_BYTES:
             return
-        with os.fdopen(os.dup(self.descriptor), "rb") as source:
-            source.seek(0)
-            former = self.path.with_name(self.path.name + ".1")
-            former.unlink(missing_ok=True)
-            with os.fdopen(open_owned(former, os.O_WRONLY), "wb") as target:
-                shutil.copyfileobj(source, target)
+        former = self.path.with_name(self.path.name + ".1")
+        former.unlink(missing_ok=True)
+        with self.path.open("rb") as source, os.fdopen(open_owned(former, os.O_WRONLY), "wb") as target:
+            shutil.copyfileobj(source, target)
         os.ftruncate(self.descriptor, 0)
 
-    def tail(self, since: int) -> str:
-        """The last lines written after `since` (bytes), fit to end an error's text."""
-        size = self.size()
-        start = max(since if since <= size else 0, size - 8192)
-        lines = os.pread(self.descriptor, size - start, start).decode(errors="replace").splitlines()[-TAIL_LINES:]
+    def tail(self, since_bytes: int) -> str:
+        """The last lines that were written after the mark, as the end of an error's text."""
+        size = self.size_bytes()
+        begin = max(since_bytes if since_bytes <= size else 0, size - TAIL_BYTES)
+        lines = os.pread(self.descriptor, size - begin, begin).decode(errors="replace").splitlines()[-TAIL_LINES:]
         return f"{self.path} says:\n" + "\n".join(lines) if lines else f"{self.path} says nothing"

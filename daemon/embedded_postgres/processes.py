@@ -22,49 +22,56 @@ ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 """All that a Postgres process is told: PG* variables would change it, and our own environment may hold secrets."""
 
 
-def spawn(
-    argv: Sequence[str | Path],
-    account: Account,
-    *,
-    cwd: Path,
-    output: int,
-    keep: Sequence[int] = (),
-    ends_by: signal.Signals,
-) -> subprocess.Popen[bytes]:
-    """Starts a child in a session of its own (Ctrl-C is for us), as `account`, that gets `ends_by` when we end.
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a child starts with: its account, working directory, the descriptor for both outputs, others to inherit.
 
-    `output` is the descriptor for both of its outputs, `keep` those that it inherits besides. The directory is entered
-    before the account changes, so it may lie where that account cannot go. Raises OSError where it cannot be run, and
-    RuntimeError outside of the main thread: PDEATHSIG follows the forking thread, and a worker thread ends too soon.
+    The directory is entered before the account changes, so it may lie where that account cannot go.
+    """
+
+    account: Account
+    directory: Path
+    output: int
+    inherited: tuple[int, ...] = ()
+
+
+def spawn(
+    command: Sequence[str | Path], surroundings: Surroundings, *, ends_by: signal.Signals
+) -> subprocess.Popen[bytes]:
+    """Starts a child in a session of its own (Ctrl-C is for us alone) that gets `ends_by` when we end.
+
+    Raises OSError where it cannot be run, and RuntimeError outside of the main thread: PDEATHSIG follows the forking
+    thread, and a worker thread's end would stop the server.
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("Postgres processes are started from the main thread")
-    return subprocess.Popen(
-        [os.fspath(word) for word in argv],
-        cwd=cwd,
+    account = surroundings.account
+    return subprocess.Popen(  # noqa: S603 — a fixed program with arguments of our own
+        [os.fspath(word) for word in command],
+        cwd=surroundings.directory,
         stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
+        stdout=surroundings.output,
+        stderr=surroundings.output,
         env=ENVIRONMENT,
-        pass_fds=tuple(keep),
+        pass_fds=surroundings.inherited,
         start_new_session=True,
         umask=0o077,
         user=account.uid if account.switched else None,
         group=account.gid if account.switched else None,
         extra_groups=[] if account.switched else None,
-        preexec_fn=_end_with_parent(ends_by),
+        preexec_fn=_end_with_parent(ends_by),  # noqa: PLW1509 — two system calls, nothing that a thread could have locked
     )
 
 
 def _end_with_parent(ends_by: signal.Signals) -> Callable[[], None]:
-    """What the child does between fork and exec, once it has its final uid (changing the uid clears PDEATHSIG)."""
+    """What the child does between fork and exec, once it has its final uid: changing the uid clears PDEATHSIG."""
     prctl = ctypes.CDLL(None).prctl  # looked up before the fork: the child does as little as it can
     parent = os.getpid()
 
     def in_child() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # `nohup`-like starters leave it ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a starter like nohup leaves it ignored, and exec keeps that
         if prctl(PR_SET_PDEATHSIG, int(ends_by), 0, 0, 0) != 0 or os.getppid() != parent:
-            os._exit(1)  # the parent ended between fork and prctl, and its end would go unnoticed
+            os._exit(1)  # the parent ended between fork and prctl: no signal would ever come
 
     return in_child
 
@@ -87,8 +94,8 @@ def members(cluster: Path) -> list[Member]:
     return [found for pid in _pids() if (found := _member(pid, home)) is not None]
 
 
-def kill_orphans(cluster: Path) -> int:
-    """SIGKILLs the cluster's processes whose postmaster is gone, and returns how many there were.
+def kill_orphans(cluster: Path) -> None:
+    """SIGKILLs the cluster's processes whose postmaster is gone.
 
     Idle ones leave by themselves in milliseconds, but a busy query would go on for minutes and keep the next server
     out. The shared memory they work on is lost already, so there is nothing left that a gentler end would save. A
@@ -96,55 +103,55 @@ def kill_orphans(cluster: Path) -> int:
     """
     family = members(cluster)
     pids = {member.pid for member in family}
-    killed = 0
     for member in family:
         if member.title.startswith("postgres: ") and member.parent not in pids:
-            killed += _kill(member, cluster)
-    return killed
+            _kill(member, cluster)
 
 
-def holders(path: Path) -> list[str]:
-    """Who has `path` open, as `pid 123 (postgres)`, as far as /proc shows it to us."""
+def holders(path: Path) -> str:
+    """Who has `path` open, as far as /proc shows it to us: `pid 123 (dealix)`. Children of such are left out."""
     try:
         wanted = path.stat()
     except FileNotFoundError:
-        return []
-    return [f"pid {pid} ({_text(pid, 'comm').strip()})" for pid in _pids() if _has_open(pid, wanted)]
+        return "nobody"
+    pids = {pid for pid in _pids() if pid != os.getpid() and _has_open(pid, wanted)}
+    heads = [f"pid {pid} ({_text(pid, 'comm').strip()})" for pid in sorted(pids) if _parent(pid) not in pids]
+    return ", ".join(heads) or "a process that is hidden from this account"
 
 
-def _kill(member: Member, cluster: Path) -> bool:
-    with contextlib.suppress(OSError):
+def _kill(member: Member, cluster: Path) -> None:
+    with contextlib.suppress(OSError):  # it has left by itself
         handle = os.pidfd_open(member.pid)  # from here on the number cannot come to mean another process
         try:
             if _member(member.pid, cluster.stat()) == member:
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
-                return True
         finally:
             os.close(handle)
-    return False
 
 
 def _pids() -> Iterator[int]:
-    return (int(name) for name in os.listdir("/proc") if name.isdigit())
+    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
 
 
 def _member(pid: int, home: os.stat_result) -> Member | None:
     try:
-        at = os.stat(f"/proc/{pid}/cwd")
+        at = Path(f"/proc/{pid}/cwd").stat()
     except OSError:  # gone, a kernel thread, or somebody else's
         return None
-    if (at.st_dev, at.st_ino) != (home.st_dev, home.st_ino):
-        return None
-    if _text(pid, "comm").strip() != "postgres":  # an operator's shell, say
-        return None
-    title = _text(pid, "cmdline").replace("\0", " ").strip()
-    status = _text(pid, "stat").rpartition(")")[2].split()  # behind the name: state, parent, …
-    return Member(pid, int(status[1]), title) if len(status) > 1 else None
+    if (at.st_dev, at.st_ino) != (home.st_dev, home.st_ino) or _text(pid, "comm").strip() != "postgres":
+        return None  # an operator's shell may stand there too
+    return Member(pid, _parent(pid), _text(pid, "cmdline").replace("\0", " ").strip())
+
+
+def _parent(pid: int) -> int:
+    """The parent's pid, 0 where the process has gone."""
+    behind_name = _text(pid, "stat").rpartition(")")[2].split()  # state, parent, …
+    return int(behind_name[1]) if len(behind_name) > 1 else 0
 
 
 def _has_open(pid: int, wanted: os.stat_result) -> bool:
     with contextlib.suppress(OSError):
-        for entry in os.scandir(f"/proc/{pid}/fd"):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
                 found = entry.stat()
                 if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):

@@ -8,99 +8,95 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Final, Self
 
 import psycopg
 
-from daemon.embedded_postgres import cluster as clusters
-from daemon.embedded_postgres import lock as locks
-from daemon.embedded_postgres import processes
-from daemon.embedded_postgres.account import Account, account_for
-from daemon.embedded_postgres.cluster import Cluster
+from daemon.embedded_postgres.account import account_for
+from daemon.embedded_postgres.address import NAME, publish, published, socket_directory, url_through
+from daemon.embedded_postgres.cluster import (
+    ENFORCED,
+    Cluster,
+    as_seen_by,
+    forget_stale_pid,
+    is_ready,
+    refuse_other_versions,
+    write_settings,
+)
+from daemon.embedded_postgres.ground import Ground
+from daemon.embedded_postgres.initdb import initialise
 from daemon.embedded_postgres.installation import binaries_for
+from daemon.embedded_postgres.lock import ORPHAN_GRACE_S, LockTaken, acquire
 from daemon.embedded_postgres.log_file import LogFile
+from daemon.embedded_postgres.processes import kill_orphans, members
 from daemon.errors import EmbeddedPostgresFailed
 
-ENFORCED: Final = (
-    "-c", "listen_addresses=", "-c", "port=5432", "-c", "unix_socket_directories=.", "-c", "unix_socket_permissions=0700",
-    "-c", "log_destination=stderr", "-c", "logging_collector=off",
-)  # fmt: skip
-"""What our way of reaching the server and its log depends on. On the command line, where ALTER SYSTEM cannot undo it."""
-
 POLL_S: Final = 0.01
+LEAST_S: Final = 5.0
+"""What a start still gets when the wait for the lock used up its time."""
 QUIT_S: Final = 6.0
 """After SIGQUIT the postmaster itself SIGKILLs its children after 5 s."""
+CONNECT_S: Final = 2
+"""libpq takes no less."""
 
 
 class EmbeddedPostgres:
     """A running server that ends with this process, however that ends. All methods block and want the main thread."""
 
-    def __init__(self, cluster: Cluster, account: Account, binaries: Path, lock: int, log: LogFile) -> None:
-        self._cluster = cluster
-        self._account = account
-        self._binaries = binaries
-        self._lock = lock
-        self._log = log
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
         self._process: subprocess.Popen[bytes] | None = None
-        self.url = clusters.url_through(clusters.socket_directory(cluster))
+        self.url = url_through(socket_directory(ground.cluster))
         """libpq URL over the unix socket. It stays the same for the life of the server, restarts included."""
 
     @classmethod
     def start(cls, data_dir: Path, *, timeout_s: float = 60) -> Self:
-        """Starts the server on `data_dir` and returns when it answers; the first time it makes the data (0.9 s).
+        """Starts the server on `data_dir` and returns when it answers; makes the data where there is none (0.8 s).
 
-        Waits for a predecessor's real exit. Raises EmbeddedPostgresFailed after `timeout_s`, or at once where waiting
-        would not help; LockTaken where another process still holds the data.
+        Waits for a predecessor's real exit. Raises EmbeddedPostgresFailed when `timeout_s` are over, or at once where
+        waiting would not help; LockTaken, one of those, where another process still holds the data.
         """
         if sys.platform != "linux":
             raise EmbeddedPostgresFailed("the embedded Postgres is for Linux: set database.url to a server of your own")
         ends_at = time.monotonic() + timeout_s
-        cluster = Cluster(_absolute(data_dir))
         with contextlib.ExitStack() as undo:
             try:
-                cluster.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-                lock = locks.acquire(cluster.lock, cluster.path, timeout_s)
-                undo.callback(os.close, lock)
-                log = LogFile.open(cluster.log)
-                undo.callback(log.close)
-                log.trim()
-                clusters.refuse_other_versions(cluster)
-                account = account_for(cluster.data_dir, cluster.path)
-                binaries = binaries_for(account, cluster.data_dir)
-                clusters.initialise(
-                    cluster, account, binaries, log, lock=lock, timeout_s=max(1.0, ends_at - time.monotonic())
-                )
-                server = cls(cluster, account, binaries, lock, log)
-                server._launch(ends_at)
+                ground = _take(Cluster(_absolute(data_dir)), timeout_s, undo)
+                ends_at = max(ends_at, time.monotonic() + LEAST_S)
+                if not ground.cluster.initialised:
+                    initialise(ground, ends_at - time.monotonic())
+                server = cls(ground)
+                undo.callback(server._end, QUIT_S)
+                server._launch(ends_at, patient=True)
             except OSError as e:
-                raise EmbeddedPostgresFailed(f"{data_dir}: {e}") from e
+                raise EmbeddedPostgresFailed(f"the embedded Postgres cannot start in {data_dir}: {e}") from e
             undo.pop_all()
         return server
 
     @property
     def pid(self) -> int:
-        """The postmaster's; another one after a restart, 0 when stopped."""
+        """The postmaster's; another one after a restart, 0 once stopped."""
         return self._process.pid if self._process else 0
 
     def ensure_running(self, timeout_s: float = 1.0) -> bool:
         """Starts the postmaster again if it died; True if it had to.
 
-        Some microseconds while it is alive. After a death it waits at most `timeout_s` for the new one to answer, since
-        the caller's event loop stands still meanwhile: recovery goes on behind it, and connections succeed when it is
-        done. Raises EmbeddedPostgresFailed if the new one died at once (a full disk, say): call again later.
+        0.1 ms while it is alive. After a death it waits at most `timeout_s` for the new one to answer, since the
+        caller's event loop stands still meanwhile: recovery goes on behind it, and connections succeed when that is
+        done. Raises EmbeddedPostgresFailed where the new one died at once (a full disk, say): call again later.
         """
         if self._process is None:
             raise EmbeddedPostgresFailed("the embedded Postgres was stopped")
-        self._log.trim()
-        if self._process.poll() is None:
-            clusters.socket_directory(self._cluster)
-            return False
         try:
+            self._ground.log.trim()
+            if self._process.poll() is None:
+                socket_directory(self._ground.cluster)  # its link, if it has one, may have been cleaned away
+                return False
             self._launch(time.monotonic() + timeout_s, patient=False)
         except OSError as e:
-            raise EmbeddedPostgresFailed(f"the embedded Postgres cannot be started again: {e}") from e
+            raise EmbeddedPostgresFailed(f"the embedded Postgres cannot be kept running: {e}") from e
         return True
 
     def stop(self, timeout_s: float = 10) -> None:
@@ -109,81 +105,64 @@ class EmbeddedPostgres:
         After `timeout_s` it is made to quit without the checkpoint, then killed; committed rows survive both.
         A second call does nothing.
         """
-        process, self._process = self._process, None
-        if process is None:
+        if self._process is None:
             return
         try:
-            for step, patience_s in ((signal.SIGINT, timeout_s), (signal.SIGQUIT, QUIT_S), (signal.SIGKILL, QUIT_S)):
-                process.send_signal(step)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(patience_s)
-                    break
-            _await_end_of_orphans(self._cluster, time.monotonic() + QUIT_S)
+            self._end(timeout_s)
         finally:
-            self._cluster.address.unlink(missing_ok=True)
-            self._log.close()
-            os.close(self._lock)
+            self._process = None
+            self._ground.log.close()
+            os.close(self._ground.lock)
 
-    def _launch(self, ends_at: float, *, patient: bool = True) -> None:
-        """Runs a postmaster, if need be several in turn, until one answers or, if not `patient`, merely lives on."""
+    def _launch(self, ends_at: float, *, patient: bool) -> None:
+        """Runs postmasters in turn until one answers. At `ends_at` one that lives is enough, unless `patient`."""
+        cluster, account, log = self._ground.cluster, self._ground.account, self._ground.log
+        arguments = ["-D", as_seen_by(account, cluster.path), *(f"--{setting}" for setting in ENFORCED)]
         while True:
-            _await_end_of_orphans(self._cluster, ends_at)
-            clusters.forget_stale_pid(self._cluster)
-            clusters.write_settings(self._cluster, self._account)
-            mark = self._log.size()
-            self._process = process = processes.spawn(
-                [self._binaries / "postgres", "-D", clusters.as_seen_by(self._account, self._cluster.path), *ENFORCED],
-                self._account, cwd=self._cluster.path, output=self._log.descriptor, keep=[self._lock], ends_by=signal.SIGINT,
-            )  # fmt: skip
-            while process.poll() is None:
-                if _answers(self.url):
-                    self._publish()
-                    return
-                if time.monotonic() > ends_at:
-                    if not patient:
-                        self._publish()
-                        return
-                    self.stop()
-                    raise EmbeddedPostgresFailed(
-                        f"the embedded Postgres does not answer in time; {self._log.tail(mark)}"
-                    )
-                time.sleep(POLL_S)
-            if not processes.members(self._cluster.path):
-                raise EmbeddedPostgresFailed(
-                    f"the embedded Postgres ended with {process.returncode}; {self._log.tail(mark)}"
-                )
+            forget_stale_pid(cluster)
+            _await_end_of_orphans(cluster, ends_at)
+            write_settings(cluster, account)
+            mark = log.size_bytes()
+            self._process = self._ground.spawn("postgres", arguments, cluster.path, ends_by=signal.SIGINT)
+            answers = _await_answer(self._process, cluster, self.url, ends_at)
+            if self._process.poll() is None:
+                if not answers and patient:
+                    raise EmbeddedPostgresFailed(f"the embedded Postgres does not answer in time; {log.tail(mark)}")
+                publish(cluster)
+                return
+            if not members(cluster.path):  # else it was kept out by the last of its predecessor's children
+                code = self._process.returncode
+                raise EmbeddedPostgresFailed(f"the embedded Postgres ended with {code}; {log.tail(mark)}")
 
-    def _publish(self) -> None:
-        """Writes down how to reach the server, for `running_url` in other processes."""
-        fresh = self._cluster.address.with_name(self._cluster.address.name + ".new")
-        fresh.unlink(missing_ok=True)
-        with os.fdopen(locks.open_owned(fresh, os.O_WRONLY), "wb") as file:
-            file.write(os.fsencode(clusters.socket_directory(self._cluster)))
-        fresh.rename(self._cluster.address)
+    def _end(self, timeout_s: float) -> None:
+        if self._process is None:
+            return
+        for step, patience_s in ((signal.SIGINT, timeout_s), (signal.SIGQUIT, QUIT_S), (signal.SIGKILL, QUIT_S)):
+            self._process.send_signal(step)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience_s)
+                break
+        _await_end_of_orphans(self._ground.cluster, time.monotonic() + QUIT_S)
 
 
 def running_url(data_dir: Path) -> str | None:
     """The URL of the server that runs on `data_dir`, judged by a connection to it, else None."""
-    try:
-        directory = Path(os.fsdecode(Cluster(_absolute(data_dir)).address.read_bytes()))
-    except OSError:
+    directory = published(Cluster(_absolute(data_dir)))
+    if directory is None:
         return None
-    url = clusters.url_through(directory)
-    return url if _answers(url) else None
+    url = url_through(directory)
+    return url if _answers(url, make_database=False) else None
 
 
 @contextlib.contextmanager
-def attached(data_dir: Path) -> Iterator[str]:
+def attached(data_dir: Path, *, timeout_s: float = 60) -> Generator[str]:
     """The URL of the running server, else of one that runs for the block alone. Raises EmbeddedPostgresFailed."""
-    ends_at = time.monotonic() + 60
-    while True:
-        if (url := running_url(data_dir)) is not None:
-            yield url
-            return
+    ends_at = time.monotonic() + timeout_s
+    while (url := running_url(data_dir)) is None:
         try:
             server = EmbeddedPostgres.start(data_dir, timeout_s=1)
-        except locks.LockTaken:
-            if time.monotonic() > ends_at:  # somebody else's start never gets ready
+        except LockTaken:  # somebody's server is about to answer, or to end
+            if time.monotonic() > ends_at:
                 raise
             continue
         try:
@@ -191,31 +170,55 @@ def attached(data_dir: Path) -> Iterator[str]:
         finally:
             server.stop()
         return
+    yield url
 
 
-def _answers(url: str) -> bool:
-    """Whether a session can be opened; makes the database where the server has it not yet."""
+def _take(cluster: Cluster, timeout_s: float, undo: contextlib.ExitStack) -> Ground:
+    """Makes the data directory ours; what was opened is closed by `undo`."""
+    cluster.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    held = acquire(cluster.lock, cluster.path, timeout_s)
+    undo.callback(os.close, held)
+    log = LogFile.open(cluster.log)
+    undo.callback(log.close)
+    log.trim()
+    refuse_other_versions(cluster)
+    account = account_for(cluster.data_dir, cluster.path)
+    return Ground(cluster, account, binaries_for(account, cluster.data_dir), held, log)
+
+
+def _await_answer(process: subprocess.Popen[bytes], cluster: Cluster, url: str, ends_at: float) -> bool:
+    """Whether `process` came to answer; False when it ended or `ends_at` passed."""
+    while process.poll() is None and time.monotonic() < ends_at:
+        if is_ready(cluster, process.pid) and _answers(url, make_database=True):
+            return True
+        time.sleep(POLL_S)
+    return False
+
+
+def _answers(url: str, *, make_database: bool) -> bool:
+    """Whether a session can be opened."""
     try:
-        psycopg.connect(url, connect_timeout=2).close()
-    except psycopg.OperationalError as e:
-        if f'database "{clusters.NAME}" does not exist' not in str(e):
-            return False
-        with psycopg.connect(url, dbname="postgres", autocommit=True, connect_timeout=2) as connection:
-            connection.execute(f"CREATE DATABASE {clusters.NAME}")
-    return True
+        with psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_S, dbname="postgres") as connection:
+            known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [NAME]).fetchone()
+            if known is None and make_database:
+                connection.execute(f"CREATE DATABASE {NAME}")
+            return known is not None or make_database
+    except psycopg.OperationalError:
+        return False
 
 
 def _await_end_of_orphans(cluster: Cluster, ends_at: float) -> None:
     """Returns when no process of a former postmaster is left; those that linger are killed."""
-    patience_at = time.monotonic() + locks.ORPHAN_GRACE_S
-    while processes.members(cluster.path):
-        if time.monotonic() > patience_at:
-            processes.kill_orphans(cluster.path)
+    patience_ends_at = time.monotonic() + ORPHAN_GRACE_S
+    while family := members(cluster.path):
         if time.monotonic() > ends_at:
-            left = ", ".join(f"pid {member.pid} ({member.title})" for member in processes.members(cluster.path))
-            raise EmbeddedPostgresFailed(f"processes of a former server still work in {cluster.path}: {left}")
+            left = ", ".join(f"pid {member.pid} ({member.title})" for member in family)
+            raise EmbeddedPostgresFailed(f"processes of a former server are still in {cluster.path}: {left}")
+        if time.monotonic() > patience_ends_at:
+            kill_orphans(cluster.path)
         time.sleep(POLL_S)
 
 
 def _absolute(data_dir: Path) -> Path:
-    return Path(os.path.abspath(data_dir.expanduser()))
+    """Absolute, with links followed: the short name of a long path is made from it, by whichever way one comes."""
+    return data_dir.expanduser().resolve()

@@ -7,7 +7,7 @@ import secrets
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -15,10 +15,11 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+from psycopg.sql import SQL, Identifier
 
 from daemon.embedded_postgres import EmbeddedPostgres
 from daemon.embedded_postgres.account import account_for
-from daemon.embedded_postgres.processes import spawn
+from daemon.embedded_postgres.processes import Surroundings, spawn
 
 DEBIAN_BIN: Final = Path("/usr/lib/postgresql/15/bin")
 START_S: Final = 30.0
@@ -28,7 +29,7 @@ def fresh_database(url: str) -> str:
     """The URL of a newly made, empty database on the server of `url`."""
     name = f"test_{secrets.token_hex(6)}"
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
+        connection.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
     return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
 
 
@@ -50,29 +51,16 @@ def debian_postgres() -> Iterator[str]:
 
 
 @contextmanager
-def _debian_server(home: Path) -> Iterator[str]:
+def _debian_server(home: Path) -> Generator[str]:
     data = home / "data"
     account = account_for(home, data)
-    os.chown(
-        home, account.uid, account.gid
-    )  # /proc/self/cwd is not enough for it: version 15 walks back to its cwd by name
     data.mkdir(mode=0o700)
-    os.chown(data, account.uid, account.gid)
+    for place in (home, data):  # /proc/self/cwd is not enough: version 15 walks back to where it was by name
+        os.chown(place, account.uid, account.gid)
     with (home / "log").open("ab") as log:
-        initdb = [
-            DEBIAN_BIN / "initdb",
-            "-D",
-            data,
-            "-U",
-            "dealix",
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--locale=C",
-            "--no-sync",
-        ]
-        made = spawn(initdb, account, cwd=data, output=log.fileno(), ends_by=signal.SIGKILL)
+        surroundings = Surroundings(account, data, log.fileno())
+        options = ("-U", "dealix", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+        made = spawn([DEBIAN_BIN / "initdb", "-D", data, *options], surroundings, ends_by=signal.SIGKILL)
         assert made.wait(START_S) == 0, (home / "log").read_text()
         settings = (
             "listen_addresses=",
@@ -80,8 +68,8 @@ def _debian_server(home: Path) -> Iterator[str]:
             "max_prepared_transactions=10",
             "max_connections=60",
         )
-        command = [DEBIAN_BIN / "postgres", "-D", data, *(word for setting in settings for word in ("-c", setting))]
-        server = spawn(command, account, cwd=data, output=log.fileno(), ends_by=signal.SIGINT)
+        command = [DEBIAN_BIN / "postgres", "-D", data, *(f"--{setting}" for setting in settings)]
+        server = spawn(command, surroundings, ends_by=signal.SIGINT)
         try:
             url = f"postgresql://dealix@/dealix?host={data}&port=5432"
             _create_when_ready(url, home / "log")
