@@ -1,0 +1,235 @@
+/* The bench's receiver: answers every POST with 200 and two bytes, so cheaply that it never is what is measured.
+ *
+ *   receiver [ADDRESSES [PORT]]      ADDRESSES: 127.0.0.1, 127.0.0.2, … (100), so many endpoint hosts; PORT: 0, a free one
+ *
+ * One thread, epoll, HTTP/1.1 with keep-alive and pipelining, bodies by Content-Length only. The first line on standard
+ * output is {"port": …}; SIGUSR1 prints a summary line, SIGTERM and SIGINT print it and end, and so does the parent's
+ * end. Times are CLOCK_MONOTONIC, the clock that Python's time.monotonic() reads on Linux.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { HEAD_BYTES = 16384, READ_BYTES = 262144, EVENTS = 256, ADDRESSES_MAX = 1024 };
+enum kind { LISTENER, SIGNALS, CONNECTION };
+
+struct source {
+    enum kind kind;
+    int fd;
+};
+
+struct connection {
+    struct source source; /* first: epoll's pointer is to it */
+    bool close_after;
+    bool post;
+    size_t head_bytes;
+    unsigned long long body_left;
+    bool in_body;
+    char head[HEAD_BYTES];
+};
+
+static const char OK[] = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: text/plain\r\n\r\nok";
+static const char NOT_POST[] = "HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n";
+static unsigned long long requests, connections, broken;
+static double first_s, last_s;
+static int epoll;
+
+static double now_s(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static void fail(const char *what) {
+    perror(what);
+    exit(1);
+}
+
+static void summary(void) {
+    struct rusage u;
+    getrusage(RUSAGE_SELF, &u);
+    double cpu_s = (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+                   (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
+    printf("{\"requests\": %llu, \"connections\": %llu, \"broken\": %llu, \"first_s\": %.6f, \"last_s\": %.6f, "
+           "\"cpu_s\": %.6f}\n",
+           requests, connections, broken, first_s, last_s, cpu_s);
+    fflush(stdout);
+}
+
+static void watch(struct source *source) {
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = source};
+    if (epoll_ctl(epoll, EPOLL_CTL_ADD, source->fd, &event) < 0) fail("epoll_ctl");
+}
+
+static int listen_on(unsigned number, unsigned short port) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK + number);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), yes = 1;
+    if (fd < 0) fail("socket");
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0) fail("bind");
+    if (listen(fd, 4096) < 0) fail("listen");
+    return fd;
+}
+
+static unsigned short port_of(int fd) {
+    struct sockaddr_in address;
+    socklen_t size = sizeof address;
+    if (getsockname(fd, (struct sockaddr *)&address, &size) < 0) fail("getsockname");
+    return ntohs(address.sin_port);
+}
+
+static void take(int listener) {
+    for (;;) {
+        int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC), yes = 1;
+        if (fd < 0) {
+            if (errno != EAGAIN && errno != ECONNABORTED && errno != EINTR) fail("accept4");
+            return;
+        }
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+        struct connection *c = malloc(sizeof *c);
+        if (c == NULL) fail("malloc");
+        c->source = (struct source){CONNECTION, fd};
+        c->head_bytes = 0;
+        c->in_body = false;
+        connections++;
+        watch(&c->source);
+    }
+}
+
+/* The value of a header in the complete head, or NULL. */
+static const char *header(const struct connection *c, size_t head_bytes, const char *name) {
+    size_t length = strlen(name);
+    const char *line = c->head, *end = c->head + head_bytes;
+    while ((line = memchr(line, '\n', (size_t)(end - line))) != NULL && (size_t)(end - ++line) > length) {
+        if (strncasecmp(line, name, length) == 0 && line[length] == ':') {
+            line += length + 1;
+            return line + strspn(line, " \t");
+        }
+    }
+    return NULL;
+}
+
+static bool answer(struct connection *c) {
+    const char *text = c->post ? OK : NOT_POST;
+    size_t bytes = c->post ? sizeof OK - 1 : sizeof NOT_POST - 1;
+    requests += c->post;
+    last_s = now_s();
+    if (requests == 1 && c->post) first_s = last_s;
+    /* A peer that does not read its answers is dropped: there is no queue here. */
+    return send(c->source.fd, text, bytes, MSG_NOSIGNAL) == (ssize_t)bytes && !c->close_after;
+}
+
+/* Takes bytes of the head; returns how many, or -1 for what is no request. Sets in_body when the head is complete. */
+static ssize_t take_head(struct connection *c, const char *data, size_t bytes) {
+    size_t before = c->head_bytes, room = HEAD_BYTES - 1 - before, taken = bytes < room ? bytes : room;
+    memcpy(c->head + before, data, taken);
+    c->head_bytes += taken;
+    size_t from = before > 3 ? before - 3 : 0;
+    char *end = memmem(c->head + from, c->head_bytes - from, "\r\n\r\n", 4);
+    if (end == NULL) return c->head_bytes < HEAD_BYTES - 1 ? (ssize_t)taken : -1;
+    size_t head_bytes = (size_t)(end - c->head) + 4;
+    c->head[head_bytes] = '\0'; /* what followed is in `data` still */
+    const char *length = header(c, head_bytes, "Content-Length"), *wish = header(c, head_bytes, "Connection");
+    if (header(c, head_bytes, "Transfer-Encoding") != NULL) return -1;
+    c->body_left = length != NULL ? strtoull(length, NULL, 10) : 0;
+    c->close_after = wish != NULL && strncasecmp(wish, "close", 5) == 0;
+    c->post = memcmp(c->head, "POST ", 5) == 0;
+    c->in_body = true;
+    c->head_bytes = 0;
+    return (ssize_t)(head_bytes - before);
+}
+
+/* Feeds bytes to the connection's state; false: close it. */
+static bool feed(struct connection *c, const char *data, size_t bytes) {
+    while (bytes > 0 || (c->in_body && c->body_left == 0)) {
+        if (c->in_body) {
+            size_t body = c->body_left < bytes ? (size_t)c->body_left : bytes;
+            data += body;
+            bytes -= body;
+            c->body_left -= body;
+            if (c->body_left > 0) return true;
+            c->in_body = false;
+            if (!answer(c)) return false;
+        } else {
+            ssize_t head = take_head(c, data, bytes);
+            if (head < 0) return broken++, false;
+            data += head;
+            bytes -= (size_t)head;
+        }
+    }
+    return true;
+}
+
+static void serve(struct connection *c) {
+    static char data[READ_BYTES];
+    ssize_t bytes = recv(c->source.fd, data, sizeof data, 0);
+    if (bytes < 0 && (errno == EAGAIN || errno == EINTR)) return;
+    if (bytes > 0 && feed(c, data, (size_t)bytes)) return;
+    close(c->source.fd);
+    free(c);
+}
+
+static void hear(int signals) {
+    struct signalfd_siginfo info;
+    if (read(signals, &info, sizeof info) != (ssize_t)sizeof info) return;
+    summary();
+    if (info.ssi_signo != SIGUSR1) exit(0);
+}
+
+int main(int argc, char **argv) {
+    static struct source listeners[ADDRESSES_MAX];
+    static struct epoll_event events[EVENTS];
+    unsigned addresses = argc > 1 ? (unsigned)strtoul(argv[1], NULL, 10) : 100;
+    unsigned short port = argc > 2 ? (unsigned short)strtoul(argv[2], NULL, 10) : 0;
+    if (addresses < 1 || addresses > ADDRESSES_MAX) return fprintf(stderr, "ADDRESSES: 1–%d\n", ADDRESSES_MAX), 2;
+
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
+    sigset_t mask;
+    sigemptyset(&mask);
+    sigaddset(&mask, SIGTERM);
+    sigaddset(&mask, SIGINT);
+    sigaddset(&mask, SIGUSR1);
+    sigprocmask(SIG_BLOCK, &mask, NULL);
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (epoll < 0) fail("epoll_create1");
+    struct source signals = {SIGNALS, signalfd(-1, &mask, SFD_NONBLOCK | SFD_CLOEXEC)};
+    watch(&signals);
+    for (unsigned i = 0; i < addresses; i++) {
+        listeners[i] = (struct source){LISTENER, listen_on(i, port)};
+        if (port == 0) port = port_of(listeners[i].fd);
+        watch(&listeners[i]);
+    }
+    printf("{\"port\": %hu}\n", port);
+    fflush(stdout);
+
+    for (;;) {
+        int ready = epoll_wait(epoll, events, EVENTS, -1);
+        if (ready < 0 && errno != EINTR) fail("epoll_wait");
+        for (int i = 0; i < ready; i++) {
+            struct source *source = events[i].data.ptr;
+            if (source->kind == CONNECTION) serve((struct connection *)source);
+            else if (source->kind == LISTENER) take(source->fd);
+            else hear(source->fd);
+        }
+    }
+}
