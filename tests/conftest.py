@@ -11,6 +11,7 @@ from hypothesis import settings
 pytest_plugins = [
     "tests.support.postgres",  # embedded_server, debian_postgres
     "tests.support.migrated",  # migrated_database, debian_database, any_database
+    "tests.support.own_server",  # own_server
 ]
 
 settings.register_profile("default", deadline=None, print_blob=True)  # deadlines stand in the tests: fail_after

@@ -206,7 +206,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
     ) -> None:
         try:
-            if exc_type is None:
+            if exc_type is None and not self.autocommit:
                 await self.commit()
         finally:
             await self.close()
