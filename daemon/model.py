@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
+
 if TYPE_CHECKING:
     from datetime import date, datetime
 
@@ -89,6 +91,43 @@ class SubscriptionConfig:
     previous_secret_sealed: bytes | None
     previous_secret_expires_at: datetime | None
     consecutive_failures: int
+    cooldown_s: float
+    reopen_in_s: float | None
+
+
+class AttemptRecord(msgspec.Struct, frozen=True, gc=False):
+    """One attempt as it goes into the log, and what becomes of its delivery.
+
+    `action`: "finish" deletes the delivery, "retry" makes it due again `wait_s` from now with one step more used,
+    "log" leaves deliveries alone (test-fires). Finish and retry apply only while the delivery is still claimed as
+    attempt number `attempt`: a result that comes late changes nothing but the log.
+    `gone`: a 410 that disables the subscription. `circuit`, `cooldown_s`, `reopen_in_s`: the breaker afterwards.
+    """
+
+    action: Literal["finish", "retry", "log"]
+    delivery_id: DeliveryId | None
+    attempt: int
+    wait_s: float
+    id: AttemptId
+    created_at: datetime
+    customer_id: CustomerId
+    subscription_id: SubscriptionId
+    event_id: EventId
+    event_day: str
+    event_type: str
+    outcome: str
+    success: bool
+    endpoint_url: str
+    status_code: int | None
+    error: str | None
+    duration_ms: int
+    signature: str | None
+    webhook_signature: str | None
+    response_headers: str | None
+    response_body: str | None
+    response_truncated: bool
+    gone: bool
+    circuit: Literal["closed", "open"]
     cooldown_s: float
     reopen_in_s: float | None
 

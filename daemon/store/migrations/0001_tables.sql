@@ -221,3 +221,9 @@ BEGIN
     EXECUTE format('ALTER TABLE dealix.%I DROP CONSTRAINT day', child);
     RETURN true;
 END $$;
+
+-- Attempt ids as daemon/ids.py makes them: the millisecond, then 12 random digits.
+CREATE FUNCTION dealix.attempt_id(created_at timestamptz) RETURNS text LANGUAGE sql VOLATILE AS $$
+    SELECT 'dlv_' || lpad(to_hex((extract(epoch FROM created_at) * 1000)::bigint), 12, '0')
+           || left(replace(gen_random_uuid()::text, '-', ''), 12)
+$$;

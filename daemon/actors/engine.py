@@ -1,0 +1,124 @@
+"""The delivery engine as a whole: makes the actors, starts them in order, and stops them in the opposite one.
+
+    recorder             stops last: when no sender is left, it writes what it has
+      lanes, roster      actors drain: at most 25 s
+      ownership          gives up a shard when nothing of it is in memory any more
+        fanout, schedule, intake, janitor
+          `work`         what the caller does meanwhile, the API; when it returns, everything stops
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from daemon.actors.delivery import Tools
+from daemon.actors.fanout import Fanout
+from daemon.actors.fence import Fence
+from daemon.actors.intake import Intake
+from daemon.actors.janitor import Janitor, summarise
+from daemon.actors.lanes import Lanes
+from daemon.actors.ownership import Ownership
+from daemon.actors.recorder import Recorder
+from daemon.actors.roster import Roster
+from daemon.actors.schedule import Schedule
+from daemon.actors.supervise import keep
+from daemon.actors.testfire import TestFire
+from daemon.log import get
+from daemon.model import Readiness
+from daemon.observe import Observer
+from daemon.sender.endpoint import Sender
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from config.settings import Settings
+    from daemon.sealing import KeyRing
+    from daemon.store.connection import Connection
+    from daemon.store.pool import Pool
+
+log = get("engine")
+
+DRAIN_S: Final = 25.0
+"""At a stop: how long requests in flight may take to end and be recorded."""
+START_S: Final = 0.02
+
+
+class Engine:
+    """`pool` is for the actors' queries, `api_pool` for test-fires, `open_session` makes the dedicated connection.
+
+    `ca_file` (PEM): authorities that are trusted beside the system's.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        ring: KeyRing,
+        pool: Pool,
+        api_pool: Pool,
+        open_session: Callable[[], AbstractAsyncContextManager[Connection]],
+        *,
+        ca_file: Path | None = None,
+    ) -> None:
+        delivery, egress = settings.delivery, settings.egress
+        self.sender = Sender(
+            timeout_s=delivery.timeout_s,
+            allow_localhost=egress.allow_localhost,
+            allow_networks=egress.allow_networks,
+            proxy_url=egress.proxy_url.get_secret_value() if egress.proxy_url else None,
+            ca_file=ca_file,
+        )
+        self.observer = Observer(log_all=settings.log.attempts == "all")
+        self.lanes = Lanes(max_in_flight=delivery.max_in_flight, max_slow=delivery.max_slow)
+        self.recorder = Recorder(pool, disable_after=delivery.disable_after)
+        fence = Fence()
+        tools = Tools(settings, ring, self.sender, self.lanes, fence, self.recorder, self.observer)
+        self.recorder.roster = self.roster = Roster(pool, tools)
+        self.ownership = Ownership(open_session, fence, self.roster)
+        self.test_fire = TestFire(api_pool, tools)
+        self._roles: dict[str, Callable[[], Awaitable[None]]] = {
+            "fanout": Fanout(pool, self.ownership, self.roster, self.lanes, self.recorder).run,
+            "schedule": Schedule(pool, self.ownership, self.roster, self.lanes, self.recorder).run,
+            "janitor": Janitor(pool, retention_days=settings.retention.days).run,
+        }
+        if settings.intake.raw_notify:
+            self.ownership.intake = Intake(pool, fence, self.observer.counts, self.ownership.outbox_bell)
+            self._roles["intake"] = self.ownership.intake.run
+
+    def readiness(self) -> Readiness:
+        """What is up at this moment."""
+        return Readiness(listening=self.ownership.listening, shards=len(self.ownership.shards))
+
+    async def listening(self) -> None:
+        """Wait until the dedicated session is up and listens."""
+        while not self.ownership.listening:
+            await trio.sleep(START_S)
+
+    async def run(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Deliver until `work` returns, then stop: nothing in flight is cut off, nothing that was sent goes unrecorded."""
+        if self.ownership.intake is not None:
+            log.warning(
+                "raw_notify.open",
+                note="any role that can connect to this database can emit for every customer",
+                switch_off="intake.raw_notify = false",
+            )
+        async with trio.open_nursery() as recording:
+            recording.start_soon(self.recorder.run)
+            async with trio.open_nursery() as delivering:
+                delivering.start_soon(keep, "lanes", self.lanes.run)
+                await delivering.start(self.roster.run)
+                delivering.start_soon(keep, "ownership", self.ownership.run)
+                async with trio.open_nursery() as intake:
+                    for role, run in self._roles.items():
+                        intake.start_soon(keep, role, run)
+                    intake.start_soon(summarise, self.observer.counts, self.roster, self.lanes)
+                    await work()
+                    intake.cancel_scope.cancel()
+                with trio.move_on_after(DRAIN_S):
+                    await self.ownership.stop()
+                delivering.cancel_scope.cancel()
+            self.recorder.close()
+        await self.sender.aclose()

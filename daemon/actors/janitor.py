@@ -1,0 +1,61 @@
+"""Housekeeping: partitions ahead, retention behind, and a summary line for the log."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from daemon import clock
+from daemon.log import get
+from daemon.store import partitions
+
+if TYPE_CHECKING:
+    from daemon.actors.lanes import Lanes
+    from daemon.actors.roster import Roster
+    from daemon.observe import Counts
+    from daemon.store.pool import Pool
+
+log = get("janitor")
+
+DAYS_AHEAD: Final = 90
+"""Emits fail where a day has no partition; so far ahead a daemon may be down."""
+STATS_DAYS: Final = 400
+ROUND_S: Final = 3600.0
+SUMMARY_S: Final = 60.0
+ROUND_DEADLINE_S: Final = 1800.0
+
+
+class Janitor:
+    """One an installation would do; each replica runs one, and they take turns by an advisory lock in the store."""
+
+    def __init__(self, pool: Pool, *, retention_days: int) -> None:
+        self._pool = pool
+        self._retention_days = retention_days
+
+    async def run(self) -> None:
+        """A round at the start and then every hour."""
+        while True:
+            async with self._pool.connection(ROUND_DEADLINE_S) as conn:
+                made = await partitions.make_ahead(conn, days=DAYS_AHEAD)
+                oldest = (clock.now() - timedelta(days=self._retention_days)).date()
+                retired = await partitions.drop_before(conn, oldest)
+                await partitions.drop_stats_before(conn, (clock.now() - timedelta(days=STATS_DAYS)).date())
+            if made or retired.dropped or retired.expired:
+                log.info("partitions.kept", made=made, dropped=retired.dropped, expired=retired.expired)
+            await trio.sleep(ROUND_S)
+
+
+async def summarise(counts: Counts, roster: Roster, lanes: Lanes) -> None:
+    """A line a minute: how many attempts of each outcome since the last one; silent while there were none."""
+    before: dict[str, int] = {}
+    while True:
+        await trio.sleep(SUMMARY_S)
+        now = dict(counts.attempts)
+        new = {outcome: count - before.get(outcome, 0) for outcome, count in now.items()}
+        before = now
+        if any(new.values()):
+            actors, claims = roster.counts()
+            log.info("attempts.counted", period_s=int(SUMMARY_S), active=actors, in_memory=claims,
+                     in_flight=lanes.in_flight(), **{k: v for k, v in new.items() if v})

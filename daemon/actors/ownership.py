@@ -1,0 +1,227 @@
+"""Which shards are ours, and the proof that they still are. The one dedicated connection: locks and LISTEN.
+
+Every 0.4 s a check runs on the very session that holds the locks. It proves that the session lives, so that nobody
+else can own our shards; it brings news of changed subscriptions, with LISTEN dead too; and it counts the daemons, so
+that shards move when one joins or leaves. A POST may start only within 0.9 s of the start of a check that succeeded
+(the fence). That one rule keeps three promises: nothing starts more than a second after a disable, a daemon that was
+frozen and comes back sends nothing that another took over, and a lost session stops us before its locks are granted
+elsewhere (the server ends an idle session after 5 s, not sooner).
+
+A shard that is given away is drained first: no more claims, mailboxes given back, requests in flight recorded, and
+only then unlocked. So a daemon that joins causes no duplicate.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from daemon.actors.doorbell import Doorbell
+from daemon.actors.roster import LEASE_S
+from daemon.errors import DatabaseUnavailable
+from daemon.log import get
+from daemon.store import shards as store
+from daemon.store.shards import SHARDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from daemon.actors.fence import Fence
+    from daemon.actors.intake import Intake
+    from daemon.actors.roster import Roster
+    from daemon.store.connection import Connection
+
+log = get("ownership")
+
+CHECK_S: Final = 0.4
+CHECK_DEADLINE_S: Final = 2.0
+HEARTBEAT_S: Final = 2.0
+"""LISTEN can die in silence (DISCARD ALL, a pooler): our own NOTIFY has to come back before the second one after it."""
+BUSY_LINGER_S: Final = 0.1
+
+
+class Ownership:
+    """See the module's text. Others read `shards` and `listening` and wait at the bells and the fence."""
+
+    def __init__(
+        self,
+        open_session: Callable[[], AbstractAsyncContextManager[Connection]],
+        fence: Fence,
+        roster: Roster,
+    ) -> None:
+        self._open_session = open_session
+        self._fence = fence
+        self._roster = roster
+        self.intake: Intake | None = None
+        self.outbox_bell = Doorbell()
+        self.due_bell = Doorbell()
+        self.shards: frozenset[int] = frozenset()
+        self.listening = False
+        self.members = 0
+        self._draining: set[int] = set()
+        self._stopping = False
+        self._token = secrets.token_hex(8)
+        self._heard_at = 0.0
+        self._busy: set[int] = set()
+        self._busy_until = -1.0
+        self._wait_scope: trio.CancelScope | None = None
+
+    # -- what others ask --------------------------------------------------------------------------------------------
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether emitters were asked not to wake us: then looking is up to us."""
+        return bool(self._busy)
+
+    def keep_busy(self) -> None:
+        """There is much to do: ask emitters for a while not to wake us. Renewed by every call."""
+        self._busy_until = trio.current_time() + BUSY_LINGER_S
+        if len(self._busy) < len(self.shards):
+            self._nudge()
+
+    async def stop(self) -> None:
+        """Take no more work, give back what is not in flight; returns when every shard is unlocked or lost."""
+        self._stopping = True
+        self._nudge()
+        while self._fence.owned:
+            await trio.sleep(0.02)
+
+    # -- the session ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Hold a session; when it is lost, everything is lost, and a new one begins (the supervisor paces that)."""
+        try:
+            async with self._open_session() as conn:
+                await self._begin(conn)
+                while not (self._stopping and not self._fence.owned):
+                    await self._turn(conn)
+        except trio.TooSlowError:
+            raise DatabaseUnavailable("the ownership session gave no answer in time") from None
+        finally:
+            await self._lose()
+
+    async def _begin(self, conn: Connection) -> None:
+        with trio.fail_after(CHECK_DEADLINE_S):
+            await store.listen(conn)
+            await store.join(conn)
+        self.listening = True
+        self._heard_at = trio.current_time()
+
+    async def _lose(self) -> None:
+        """Ownership is gone: claim nothing more, give back what was not sent, let requests in flight end."""
+        lost = bool(self._fence.owned) and not self._stopping
+        self.listening = False
+        self._fence.lost(range(SHARDS))
+        self._draining.clear()
+        self._busy.clear()
+        self._set_shards()
+        if lost:
+            log.warning("ownership.lost")
+        await self._roster.give_back(range(SHARDS))
+
+    async def _turn(self, conn: Connection) -> None:
+        began = trio.current_time()
+        with trio.fail_after(CHECK_DEADLINE_S):
+            await self._check(conn, began)
+            await self._balance(conn)
+            await self._beat(conn)
+        until = began + CHECK_S
+        while (left_s := until - trio.current_time()) > 0 and not self._stopping:
+            with trio.fail_after(CHECK_DEADLINE_S):
+                await self._update_busy(conn)
+            with trio.CancelScope() as self._wait_scope:
+                for notice in await conn.next_notifies(min(left_s, BUSY_LINGER_S) if self._busy else left_s):
+                    self._hear(notice.channel, notice.payload)
+            self._wait_scope = None
+        if self._stopping:
+            await trio.sleep(0.01)
+
+    def _nudge(self) -> None:
+        if self._wait_scope is not None:
+            self._wait_scope.cancel()
+
+    async def _check(self, conn: Connection, began: float) -> None:
+        changed = await store.changed(conn, self._roster.versions())
+        if changed:
+            self._roster.suspend(changed)
+        self._fence.checked(began)
+
+    async def _beat(self, conn: Connection) -> None:
+        now = trio.current_time()
+        if now - self._heard_at > 2 * HEARTBEAT_S + CHECK_S:
+            raise DatabaseUnavailable("LISTEN no longer hears this daemon's own heartbeat")
+        if now - self._heard_at > HEARTBEAT_S:
+            await store.heartbeat(conn, self._token)
+
+    def _hear(self, channel: str, payload: str) -> None:
+        if channel == store.WAKE:
+            self.outbox_bell.ring()
+        elif channel == store.DUE:
+            self.due_bell.ring()
+        elif channel == store.CONFIG:
+            self._roster.suspend([payload])
+        elif channel == store.HEARTBEAT:
+            if payload == self._token:
+                self._heard_at = trio.current_time()
+        elif self.intake is not None:
+            self.intake.offer(payload)
+
+    # -- shares -----------------------------------------------------------------------------------------------------
+
+    async def _balance(self, conn: Connection) -> None:
+        await self._unlock_drained(conn)
+        if self._stopping:
+            self._draining |= self._fence.owned
+            self._set_shards()
+            await self._roster.give_back(self._draining)
+            return
+        census = await store.census(conn)
+        self.members = max(census.members, 1)
+        share = -(-SHARDS // self.members)
+        kept = self._fence.owned - self._draining
+        if len(kept) > share:
+            surplus = sorted(kept)[share:]
+            self._draining.update(surplus)
+            self._set_shards()
+            await self._roster.give_back(surplus)
+            log.info("shards.giving_up", count=len(surplus), members=self.members)
+        elif len(kept) < share:
+            await self._gain(conn, sorted(set(range(SHARDS)) - census.taken)[: share - len(kept)])
+
+    async def _gain(self, conn: Connection, free: list[int]) -> None:
+        gained = await store.try_own(conn, free) if free else []
+        if not gained:
+            return
+        recovered = await store.recover(conn, gained, own=self._roster.ids_held(), lease_s=LEASE_S)
+        self._fence.owned.update(gained)
+        self._set_shards()
+        self.outbox_bell.ring()
+        self.due_bell.ring()
+        log.info("shards.gained", count=len(gained), owned=len(self._fence.owned), members=self.members, recovered=recovered)
+
+    async def _unlock_drained(self, conn: Connection) -> None:
+        done = {shard for shard in self._draining if not self._roster.is_working(shard)}
+        if done:
+            await store.idle(conn, done & self._busy)
+            await store.disown(conn, done)
+            self._busy -= done
+            self._draining -= done
+            self._fence.lost(done)
+
+    def _set_shards(self) -> None:
+        self.shards = frozenset(self._fence.owned - self._draining)
+
+    async def _update_busy(self, conn: Connection) -> None:
+        if trio.current_time() < self._busy_until:
+            wanted = self.shards - self._busy
+            if wanted:
+                self._busy.update(await store.try_busy(conn, wanted))
+        elif self._busy:
+            await store.idle(conn, self._busy)
+            self._busy.clear()
+            # An emitter that probed while we were busy may commit only now, and did not ring.
+            self.outbox_bell.ring()
+

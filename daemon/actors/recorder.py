@@ -1,0 +1,127 @@
+"""The one writer of results: takes attempts off a bounded channel and records them in batches.
+
+Alone a result costs some 225 µs, in a batch of a hundred 5 (docs/decisions.md); so it gathers for a moment, longer
+the less there is to do. A batch stays in hand until it is recorded: a database outage fills the channel, the senders
+wait, and nothing more is claimed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+import trio
+
+from daemon.errors import DatabaseUnavailable
+from daemon.log import get
+from daemon.model import AttemptRecord
+from daemon.store import record as store
+from daemon.store.outage import first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from daemon.actors.roster import Roster
+    from daemon.store.pool import Pool
+    from daemon.store.record import Health
+
+log = get("recorder")
+
+BATCH: Final = 500
+CAPACITY: Final = 1000
+"""Results on the channel. Full, senders wait: more in flight than this has no use."""
+BACKLOG: Final = 600
+"""Results waiting, above which nothing more is claimed."""
+LINGER_S: Final = 0.004
+"""How long the first result of a batch waits for company: well under what a customer notices, and under load the
+batch before it takes longer anyway."""
+QUERY_S: Final = 10.0
+LAST_WRITE_S: Final = 10.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
+
+
+class Recorder:
+    """See the module's text. Closing `clone`s and the original is the message that no more will come."""
+
+    def __init__(self, pool: Pool, *, disable_after: int) -> None:
+        self._pool = pool
+        self._disable_after = disable_after
+        self._send, self._receive = trio.open_memory_channel[AttemptRecord](CAPACITY)
+        self.roster: Roster | None = None
+
+    async def put(self, record: AttemptRecord) -> None:
+        """Hand over a result; waits while the channel is full."""
+        try:
+            self._send.send_nowait(record)  # spares the checkpoint in the usual case
+        except trio.WouldBlock:
+            await self._send.send(record)
+
+    def is_behind(self) -> bool:
+        """Whether so much waits to be recorded that nothing more should be claimed."""
+        return self._send.statistics().current_buffer_used > BACKLOG
+
+    def close(self) -> None:
+        """No more results will come: `run` writes what it has and returns."""
+        self._send.close()
+
+    async def run(self) -> None:
+        """Record until closed. Runs on while the rest is being cancelled; only its own deadline ends it."""
+        async for first in self._receive:
+            batch = [first]
+            await self._gather(batch)
+            with trio.CancelScope(shield=True):
+                await self._record(batch)
+
+    async def _gather(self, batch: list[AttemptRecord]) -> None:
+        await trio.sleep(LINGER_S)
+        while len(batch) < BATCH:
+            try:
+                batch.append(self._receive.receive_nowait())
+            except (trio.WouldBlock, trio.EndOfChannel):
+                return
+
+    async def _record(self, batch: Sequence[AttemptRecord]) -> None:
+        again = False
+        pause_s = FIRST_PAUSE_S
+        deadline = float("inf")
+        while True:
+            try:
+                health = await self._write(batch, again=again)
+            except (DatabaseUnavailable, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as e:
+                again = True
+                if self._send_is_closed() and deadline == float("inf"):
+                    deadline = trio.current_time() + LAST_WRITE_S
+                if trio.current_time() > deadline:
+                    log.error("results.lost", count=len(batch), error=str(e), next="they will be sent again")
+                    return
+                log.warning("results.waiting_for_database", count=len(batch), error=str(e), retry_in_s=pause_s)
+                await trio.sleep(pause_s)
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+            except psycopg.Error as e:
+                await self._refused(batch, e)
+                return
+            else:
+                self._done(batch, health)
+                return
+
+    async def _refused(self, batch: Sequence[AttemptRecord], error: psycopg.Error) -> None:
+        """The database does not take this batch as it is: a bug. One bad row must not cost the others."""
+        if len(batch) > 1:
+            for record in batch:
+                await self._record([record])
+        else:
+            log.error("result.refused", attempt_id=batch[0].id, sqlstate=error.sqlstate, error=first_line(error))
+            self._done(batch, [])
+
+    async def _write(self, batch: Sequence[AttemptRecord], *, again: bool) -> list[Health]:
+        write = store.record_again if again else store.record
+        async with self._pool.connection(QUERY_S) as conn:
+            return await write(conn, batch, disable_after=self._disable_after)
+
+    def _done(self, batch: Sequence[AttemptRecord], health: Sequence[Health]) -> None:
+        if self.roster is not None:
+            self.roster.settle(r.delivery_id for r in batch if r.delivery_id is not None)
+            self.roster.heard(health)
+
+    def _send_is_closed(self) -> bool:
+        return self._receive.statistics().open_send_channels == 0

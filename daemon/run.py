@@ -1,0 +1,214 @@
+"""The composition root: settings, embedded Postgres, schema, engine, API, signals.
+
+Everything runs in one Trio loop in the main thread, where the embedded Postgres has to be started too (the signal
+that ends it with us follows the thread that forked it).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import trio
+from hypercorn.config import Config as ServerConfig
+from hypercorn.trio import serve as serve_http
+
+from api.app import Services, create_app
+from config.settings import load
+from config.sources import ConfigError
+from daemon import log as logs
+from daemon.actors.engine import Engine
+from daemon.embedded_postgres import EmbeddedPostgres
+from daemon.errors import DatabaseUnavailable, SettingsInvalid
+from daemon.sealing import KeyRing, load_key_ring
+from daemon.store import migrate, partitions, subscriptions
+from daemon.store.pool import Pool
+from daemon.store.sessions import HOT, dedicated
+from daemon.systemd import Notifier, watchdog_s
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from config.settings import Settings
+    from daemon.store.connection import Connection
+
+log = logs.get("daemon")
+
+API_GRACE_S: Final = 5.0
+FIRST_DAYS: Final = 2
+MAX_OPEN_FILES: Final = 65_536
+
+
+def serve(settings: Settings, *, config_file: Path | None) -> int:
+    """Run the daemon until SIGTERM or SIGINT; returns the exit code. Raises SettingsInvalid and other DealixErrors."""
+    logs.configure(settings.log)
+    _raise_open_files()
+    ring = load_key_ring(settings)
+    embedded = EmbeddedPostgres.start(settings.data_dir) if settings.database.embedded else None
+    try:
+        url = embedded.url if embedded else settings.database.url.get_secret_value()
+        direct = settings.database.direct_url
+        daemon = Daemon(settings, ring, url, direct.get_secret_value() if direct else url, embedded)
+        trio.run(daemon.run, config_file, restrict_keyboard_interrupt_to_checkpoints=True)
+    finally:
+        if embedded:
+            embedded.stop()
+    log.info("daemon.stopped")
+    return 0
+
+
+def _raise_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(hard, MAX_OPEN_FILES) if hard != resource.RLIM_INFINITY else MAX_OPEN_FILES
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+@dataclass
+class Daemon:
+    """One daemon process. `url` is for queries, `direct_url` for the session with locks and LISTEN."""
+
+    settings: Settings
+    ring: KeyRing
+    url: str
+    direct_url: str
+    embedded: EmbeddedPostgres | None
+
+    def __post_init__(self) -> None:
+        size = self.settings.database.pool_size
+        self.pool = Pool(self.url, size=size, name="dealix", options=HOT)
+        self.api_pool = Pool(self.url, size=max(size // 2, 4), name="dealix api")
+        self.notifier = Notifier.of(os.environ)
+        self.stopping = trio.Event()
+
+    async def run(self, config_file: Path | None) -> None:
+        """Everything, from the schema to the last recorded result."""
+        async with trio.open_nursery() as signals:
+            await signals.start(self._watch_signals, config_file)
+            signals.start_soon(self._feed_watchdog)
+            if self.embedded is not None:
+                signals.start_soon(self._keep_embedded, self.embedded)
+            if await self._prepare():
+                await self._work()
+            signals.cancel_scope.cancel()
+
+    # -- before -----------------------------------------------------------------------------------------------------
+
+    async def _prepare(self) -> bool:
+        """Wait for the database, bring the schema up to date, check the key. False if told to stop meanwhile."""
+        pause_s = 0.2
+        while not self.stopping.is_set():
+            try:
+                async with self.api_pool.connection(120.0) as conn:
+                    await self._check_database(conn)
+            except DatabaseUnavailable as e:
+                log.warning("daemon.waiting_for_database", error=str(e))
+                self.notifier.status(f"waiting for the database: {e}")
+                with trio.move_on_after(pause_s):
+                    await self.stopping.wait()
+                pause_s = min(pause_s * 2, 2.0)
+            else:
+                return True
+        return False
+
+    async def _check_database(self, conn: Connection) -> None:
+        if self.settings.database.migrate:
+            applied = await migrate.migrate(conn)
+            if applied:
+                log.info("schema.migrated", applied=applied)
+            await partitions.make_ahead(conn, days=FIRST_DAYS)
+        await migrate.check_version(conn)
+        if missing := await migrate.emitter_role_missing(conn):
+            log.warning("schema.emitter_role_missing", run=missing)
+        if foreign := await subscriptions.foreign_seals(conn, self.ring):
+            raise SettingsInvalid(
+                f"{foreign} subscriptions have secrets that this sealing key does not open: give the key they were "
+                "sealed with (credential sealing_key, or sealing.key in data_dir)"
+            )
+
+    # -- work -------------------------------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        engine = Engine(self.settings, self.ring, self.pool, self.api_pool, partial(dedicated, self.direct_url))
+        services = Services(
+            settings=self.settings,
+            pool=self.api_pool,
+            ring=self.ring,
+            sender=engine.sender,
+            test_fire=engine.test_fire.fire,
+            readiness=engine.readiness,
+        )
+        await engine.run(partial(self._serve_until_stopped, services, engine))
+        await self.pool.aclose()
+        await self.api_pool.aclose()
+
+    async def _serve_until_stopped(self, services: Services, engine: Engine) -> None:
+        config = ServerConfig()
+        config.bind = [self.settings.api.bind]
+        config.graceful_timeout = API_GRACE_S
+        config.include_server_header = False
+        config.accesslog = None
+        config.errorlog = None
+        async with trio.open_nursery() as serving:
+            bound = await serving.start(
+                partial(serve_http, create_app(services), config, shutdown_trigger=self.stopping.wait)
+            )
+            serving.start_soon(self._say_ready, bound[0], engine)
+            await self.stopping.wait()
+            log.info("daemon.stopping")
+            self.notifier.stopping("finishing requests in flight")
+
+    async def _say_ready(self, url: str, engine: Engine) -> None:
+        """Once the schema is right and the API answers, only LISTEN is still missing."""
+        await engine.listening()
+        log.info("daemon.ready", api=url, pid=os.getpid())
+        self.notifier.ready(f"serving {url}")
+
+    # -- signals, watchdog, embedded Postgres -------------------------------------------------------------------------
+
+    async def _watch_signals(
+        self, config_file: Path | None, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+            task_status.started()
+            async for number in received:
+                if number == signal.SIGHUP:
+                    self._reload(config_file)
+                else:
+                    log.info("daemon.told_to_stop", signal=signal.Signals(number).name)
+                    self.stopping.set()
+
+    def _reload(self, config_file: Path | None) -> None:
+        """Take over what can change live, the log; name what cannot."""
+        self.notifier.reloading()
+        try:
+            fresh = load(config_file, os.environ)
+        except ConfigError as e:
+            log.error("config.refused", faults=str(e))
+        else:
+            logs.configure(fresh.log)
+            kept = [
+                f"{group}.{key}"
+                for group in ("database", "api", "delivery", "egress", "intake", "retention")
+                for key in type(getattr(fresh, group)).model_fields
+                if getattr(getattr(fresh, group), key) != getattr(getattr(self.settings, group), key)
+            ]
+            log.info("config.reloaded", needs_restart=kept)
+        self.notifier.ready("reloaded")
+
+    async def _feed_watchdog(self) -> None:
+        """Fed by this loop's progress and nothing else: a database outage must not get us restarted."""
+        period_s = watchdog_s(os.environ)
+        while period_s is not None:
+            self.notifier.watchdog()
+            await trio.sleep(period_s / 3)
+
+    async def _keep_embedded(self, embedded: EmbeddedPostgres) -> None:
+        while True:
+            await trio.sleep(1.0)
+            if embedded.ensure_running():
+                log.warning("embedded_postgres.restarted", pid=embedded.pid)

@@ -1,0 +1,297 @@
+"""The delivery log as people read it, and the retry that a person asks for. Rows of the log are attempts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Final, Literal, cast
+
+import trio
+
+from daemon import clock
+from daemon.ids import AttemptId
+from daemon.policy.retry import MAX_ATTEMPTS
+from daemon.store.events import AHEAD, SLACK, bounds_of
+from daemon.store.shards import DUE, shard_of
+
+if TYPE_CHECKING:
+    from datetime import date
+
+    from daemon.ids import CustomerId, EventId, SubscriptionId
+    from daemon.store.connection import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """An attempt as lists show it. `duration_ms` is None where no request was made."""
+
+    id: AttemptId
+    subscription_id: SubscriptionId
+    event_id: EventId
+    event_type: str
+    attempt: int
+    endpoint_url: str
+    outcome: str
+    status_code: int | None
+    success: bool
+    error: str | None
+    duration_ms: int | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Everything the log holds of an attempt. The signatures are None where nothing was signed."""
+
+    row: AttemptRow
+    customer_id: CustomerId
+    event_day: date
+    signature: str | None
+    webhook_signature: str | None
+    response_headers: list[tuple[str, str]]
+    response_body: str | None
+    response_truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which attempts of a customer are wanted. `since` is included, `until` is not; `success` None means both."""
+
+    customer_id: CustomerId
+    subscription_id: str | None = None
+    event_id: str | None = None
+    event_type: str | None = None
+    success: bool | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Attempts, newest first. `before` leads to the next page, which may be empty; None on the last one."""
+
+    rows: list[AttemptRow]
+    before: str | None
+
+
+_COLUMNS: Final = """
+    SELECT id, subscription_id, event_id, event_type, attempt, endpoint_url, outcome, status_code, success, error,
+           duration_ms, created_at
+"""
+# Each of the four is one range of one index, walked backwards, in the day partitions between low and high: attempts_
+# event, attempts_subscription, attempts_customer_failed, attempts_customer. The other filters only look at the rows
+# that the range brings; since no plan is kept, `NULL IS NULL OR …` is gone before planning. They lock nothing.
+_BY_EVENT: Final = f"""{_COLUMNS}
+    FROM dealix.attempts
+    WHERE event_id = %(event_id)s AND customer_id = %(customer_id)s
+      AND id >= %(first)s AND id < %(before)s
+      AND created_at >= %(low)s AND created_at < %(high)s
+      AND (%(subscription_id)s::text IS NULL OR subscription_id = %(subscription_id)s)
+      AND (%(event_type)s::text IS NULL OR event_type = %(event_type)s)
+      AND (%(success)s::boolean IS NULL OR success = %(success)s)
+    ORDER BY id DESC
+    LIMIT %(rows)s
+"""
+_BY_SUBSCRIPTION: Final = f"""{_COLUMNS}
+    FROM dealix.attempts
+    WHERE subscription_id = %(subscription_id)s AND customer_id = %(customer_id)s
+      AND id >= %(first)s AND id < %(before)s
+      AND created_at >= %(low)s AND created_at < %(high)s
+      AND (%(event_type)s::text IS NULL OR event_type = %(event_type)s)
+      AND (%(success)s::boolean IS NULL OR success = %(success)s)
+    ORDER BY id DESC
+    LIMIT %(rows)s
+"""
+_FAILED: Final = f"""{_COLUMNS}
+    FROM dealix.attempts
+    WHERE customer_id = %(customer_id)s AND NOT success
+      AND id >= %(first)s AND id < %(before)s
+      AND created_at >= %(low)s AND created_at < %(high)s
+      AND (%(event_type)s::text IS NULL OR event_type = %(event_type)s)
+    ORDER BY id DESC
+    LIMIT %(rows)s
+"""
+_BY_CUSTOMER: Final = f"""{_COLUMNS}
+    FROM dealix.attempts
+    WHERE customer_id = %(customer_id)s
+      AND id >= %(first)s AND id < %(before)s
+      AND created_at >= %(low)s AND created_at < %(high)s
+      AND (%(event_type)s::text IS NULL OR event_type = %(event_type)s)
+      AND (%(success)s::boolean IS NULL OR success = %(success)s)
+    ORDER BY id DESC
+    LIMIT %(rows)s
+"""
+
+_FIRST_WINDOW: Final = timedelta(hours=6)
+_GROWTH: Final = 4
+"""A month is walked in five looks: the newest page of a busy customer needs one partition, and a filter that matches
+almost nothing can stop between two looks instead of running into the deadline."""
+
+
+def id_at(moment: datetime) -> str:
+    """The lowest attempt id of the millisecond of `moment`."""
+    return f"dlv_{max(int(moment.timestamp() * 1000), 0):012x}{0:012x}"
+
+
+async def page(
+    conn: Connection, wanted: Filter, *, limit: int, before: str | None, oldest: datetime, look_s: float
+) -> Page:
+    """The newest attempts that `wanted` chooses, at most `limit`, with ids below `before`, not older than `oldest`.
+
+    Stops looking after `look_s` seconds even where the page is not full: `before` of the answer goes on from there.
+    """
+    stop_at = trio.current_time() + look_s
+    newest = clock.now() + AHEAD if wanted.until is None else min(wanted.until + SLACK, clock.now() + AHEAD)
+    ceiling = id_at(newest) if before is None else min(before, id_at(newest))
+    floor = oldest if wanted.since is None else max(oldest, wanted.since - SLACK)
+    rows: list[AttemptRow] = []
+    for first, last in _windows(ceiling, floor):
+        rows += await _look(conn, wanted, first=first, last=last, rows=limit + 1 - len(rows))
+        if len(rows) > limit:
+            return Page(rows[:limit], rows[limit - 1].id)
+        if trio.current_time() > stop_at and first > id_at(floor):
+            return Page(rows, first)
+    return Page(rows, None)
+
+
+def _windows(ceiling: str, floor: datetime) -> Iterator[tuple[str, str]]:
+    """Half-open ranges of ids from `ceiling` down to `floor`, each four times as long as the one before."""
+    bounds = bounds_of(ceiling)
+    width = _FIRST_WINDOW
+    while bounds is not None and ceiling > id_at(floor):
+        start = max(bounds[0] + SLACK - width, floor)
+        yield id_at(start), ceiling
+        ceiling = id_at(start)
+        bounds = bounds_of(ceiling)
+        width *= _GROWTH
+
+
+async def _look(conn: Connection, wanted: Filter, *, first: str, last: str, rows: int) -> list[AttemptRow]:
+    low, high = bounds_of(first), bounds_of(last)
+    if low is None or high is None:
+        return []
+    parameters = {
+        "customer_id": wanted.customer_id,
+        "subscription_id": wanted.subscription_id,
+        "event_id": wanted.event_id,
+        "event_type": wanted.event_type,
+        "success": wanted.success,
+        "first": first,
+        "before": last,
+        "low": low[0] if wanted.since is None else max(low[0], wanted.since),
+        "high": high[1] if wanted.until is None else min(high[1], wanted.until),
+        "rows": rows,
+    }
+    cursor = await conn.execute(_statement(wanted), parameters, prepare=False)
+    return [AttemptRow(*row) for row in await cursor.fetchall()]
+
+
+def _statement(wanted: Filter) -> str:
+    if wanted.event_id is not None:
+        return _BY_EVENT
+    if wanted.subscription_id is not None:
+        return _BY_SUBSCRIPTION
+    return _FAILED if wanted.success is False else _BY_CUSTOMER
+
+
+# Index attempts_id of the one partition (at midnight two) that the id's millisecond names.
+_ATTEMPT: Final = f"""{_COLUMNS},
+           customer_id, event_day, signature, webhook_signature, response_headers, response_body, response_truncated
+    FROM dealix.attempts
+    WHERE id = %(id)s AND created_at >= %(low)s AND created_at < %(high)s
+    LIMIT 1
+"""
+
+
+async def find(conn: Connection, attempt_id: str) -> Attempt | None:
+    """The attempt with this id, whosever it is; None where there is none, or none any more."""
+    bounds = bounds_of(attempt_id)
+    if bounds is None:
+        return None
+    low, high = bounds
+    row = await (await conn.execute(_ATTEMPT, {"id": attempt_id, "low": low, "high": high}, prepare=False)).fetchone()
+    if row is None:
+        return None
+    return Attempt(
+        row=AttemptRow(*row[:12]),
+        customer_id=row[12],
+        event_day=row[13],
+        signature=row[14],
+        webhook_signature=row[15],
+        response_headers=_pairs(row[16]),
+        response_body=row[17],
+        response_truncated=row[18],
+    )
+
+
+def _pairs(stored: str | None) -> list[tuple[str, str]]:
+    if stored is None:
+        return []
+    return [(name, value) for name, value in cast("list[list[str]]", json.loads(stored))]
+
+
+# The lock waits for a result of this duty that is being recorded, so that the next statement sees it in the log.
+_LOCK_DUTY: Final = """
+    SELECT id
+    FROM dealix.deliveries
+    WHERE event_id = %(event_id)s AND subscription_id = %(subscription_id)s
+    FOR UPDATE
+"""
+
+# A duty that is finished begins again after its last attempt, with all steps used: a failure is final. One that is
+# waiting or held is pulled forward; one in flight stays. Index attempts_event, from the event's day on.
+_RETRY: Final = """
+    INSERT INTO dealix.deliveries AS d (event_id, event_day, event_type, subscription_id, shard, attempt, steps, claimed, due)
+    SELECT %(event_id)s, %(event_day)s, %(event_type)s, %(subscription_id)s, %(shard)s,
+           coalesce(max(a.attempt), 0), %(steps)s, false, now()
+    FROM dealix.attempts a
+    WHERE a.event_id = %(event_id)s AND a.subscription_id = %(subscription_id)s
+      AND a.created_at >= %(low)s AND a.created_at < %(high)s
+    ON CONFLICT (event_id, subscription_id) DO UPDATE SET due = now() WHERE NOT d.claimed
+    RETURNING d.attempt
+"""
+
+_IN_FLIGHT: Final = """
+    SELECT attempt
+    FROM dealix.deliveries
+    WHERE event_id = %(event_id)s AND subscription_id = %(subscription_id)s
+"""
+_NOTIFY: Final = "SELECT pg_notify(%(channel)s, %(shard)s)"
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """The attempt number that the retry has, and whether it waits for its turn or is being made at this moment."""
+
+    attempt: int
+    state: Literal["pending", "in_flight"]
+
+
+async def retry(conn: Connection, attempt: Attempt) -> Retried:
+    """Have the event of `attempt` sent to its subscription once more, now, as the next attempt number.
+
+    Where an attempt of it is being made at this moment, that one is it. The caller has seen that the subscription is
+    there and enabled; whichever is not by the time of the claim ends as any other duty of it does.
+    """
+    row = attempt.row
+    shard = shard_of(attempt.customer_id)
+    parameters: Mapping[str, object] = {
+        "event_id": row.event_id,
+        "event_day": attempt.event_day,
+        "event_type": row.event_type,
+        "subscription_id": row.subscription_id,
+        "shard": shard,
+        "steps": MAX_ATTEMPTS,  # a schedule has at most as many
+        "low": datetime.combine(attempt.event_day, datetime.min.time(), row.created_at.tzinfo) - SLACK,
+        "high": clock.now() + AHEAD,
+    }
+    async with conn.transaction():
+        await conn.execute(_LOCK_DUTY, parameters)
+        made = await (await conn.execute(_RETRY, parameters, prepare=False)).fetchone()
+        if made is None:
+            current = await (await conn.execute(_IN_FLIGHT, parameters)).fetchone()
+            return Retried(row.attempt if current is None else current[0], "in_flight")
+        await conn.execute(_NOTIFY, {"channel": DUE, "shard": str(shard)})
+    return Retried(made[0] + 1, "pending")

@@ -1,0 +1,115 @@
+"""Emitting from the daemon's side: the same `dealix.emit` that emitters call in SQL, with its refusals translated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from psycopg import errors
+
+from daemon.errors import EmitRejected
+from daemon.ids import CustomerId, EventId
+from daemon.store.connection import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """What is to be emitted. `payload` is JSON text, kept as it is; without an `event_id` of its own it gets one."""
+
+    customer_id: str
+    event_type: str
+    payload: str
+    event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """An event that stands in the database once the transaction commits; `matched` subscriptions will get it."""
+
+    event_id: EventId
+    matched: int
+
+
+# See 0002_emit.sql for what they lock: nothing that another emit waits for, but the same own event_id.
+_EMIT: Final = """
+SELECT e.event_id, e.matched
+FROM dealix.emit(%(customer_id)s::text, %(event_type)s::text, %(payload)s::text, %(event_id)s::text) AS e
+"""
+
+_EMIT_BATCH: Final = """
+SELECT e.ordinal, e.event_id, e.matched
+FROM dealix.emit_batch(
+    %(customer_ids)s::text[], %(event_types)s::text[], %(payloads)s::text[], %(event_ids)s::text[]
+) AS e
+"""
+
+
+async def emit(
+    conn: Connection, customer_id: CustomerId, event_type: str, payload: str, event_id: str | None = None
+) -> Emitted:
+    """Emit one event, in the transaction that is open or in one of its own. Raises EmitRejected."""
+    event = NewEvent(customer_id, event_type, payload, event_id)
+    _refuse_what_postgres_cannot_take(event, None)
+    try:
+        cursor = await conn.execute(
+            _EMIT,
+            {"customer_id": customer_id, "event_type": event_type, "payload": payload, "event_id": event_id},
+        )
+    except _REFUSALS as e:
+        raise _rejected(e) from None
+    (row,) = await cursor.fetchall()
+    return Emitted(*row)
+
+
+async def emit_batch(conn: Connection, events: Sequence[NewEvent]) -> list[Emitted]:
+    """Emit all of them or, raising EmitRejected with the index of the first that was refused, none. Same order.
+
+    At most 1,000 at once, some MB of payload in all: they travel as one statement.
+    """
+    for index, event in enumerate(events):
+        _refuse_what_postgres_cannot_take(event, index)
+    # Two batches with the same own ids in different orders would wait for each other for ever: so all take one order.
+    order = sorted(range(len(events)), key=lambda i: (events[i].customer_id, events[i].event_id or ""))
+    try:
+        cursor = await conn.execute(
+            _EMIT_BATCH,
+            {
+                "customer_ids": [events[i].customer_id for i in order],
+                "event_types": [events[i].event_type for i in order],
+                "payloads": [events[i].payload for i in order],
+                "event_ids": [events[i].event_id for i in order],
+            },
+        )
+    except _REFUSALS as e:
+        raise _rejected(e, order) from None
+    emitted: dict[int, Emitted] = {}
+    for ordinal, made_id, matched in await cursor.fetchall():
+        emitted[order[ordinal - 1]] = Emitted(made_id, matched)
+    return [emitted[i] for i in range(len(events))]
+
+
+_REFUSALS: Final = (errors.InvalidParameterValue, errors.InvalidTextRepresentation, errors.UniqueViolation)
+
+
+def _rejected(error: errors.Error, order: Sequence[int] | None = None) -> EmitRejected:
+    """Only the primary message: DETAIL and CONTEXT may quote the payload, which then ends up in somebody's log."""
+    message = error.diag.message_primary or "the event was refused"
+    if error.sqlstate == "22P02":
+        message = f"payload is not valid JSON: {message}"
+    # emit_batch puts the place of the refused event, counted from 1 in the order that it was given, into DATATYPE.
+    place = error.diag.datatype_name
+    index = order[int(place) - 1] if order is not None and place is not None else None
+    return EmitRejected(error.sqlstate or "22023", message, index=index)
+
+
+def _refuse_what_postgres_cannot_take(event: NewEvent, index: int | None) -> None:
+    """Text that cannot travel: NUL, which Postgres has not, and lone surrogates, which are not UTF-8."""
+    fields = {"customer_id": event.customer_id, "event_type": event.event_type, "payload": event.payload}
+    for name, value in (fields | {"event_id": event.event_id or ""}).items():
+        try:
+            broken = b"\0" in value.encode()
+        except UnicodeEncodeError:
+            broken = True
+        if broken:
+            raise EmitRejected("22023", f"{name} contains a NUL or a lone surrogate, which is not text", index=index)

@@ -1,0 +1,123 @@
+"""Fan-out: outbox rows become deliveries, those with room claimed at once, in one statement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from daemon.model import Claim
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from daemon.ids import SubscriptionId
+    from daemon.store.connection import Connection
+
+PER_SHARD: Final = 100
+"""Outbox rows taken from one shard at a time, so that one customer's flood fills its shard's share, not the batch."""
+MAX_DELIVERIES: Final = 1000
+MAX_BYTES: Final = 8 * 1024 * 1024
+"""Bounds of one batch: deliveries made, and bytes of event data that have to be loaded for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FannedOut:
+    """What one batch came to: claims to send, subscriptions for which deliveries were held, outbox rows taken."""
+
+    claims: list[Claim]
+    held: list[SubscriptionId]
+    events: int
+
+
+# Locks: the outbox rows taken (SKIP LOCKED: during a handover two owners overlap for a moment and take different
+# rows), the roster rows of subscriptions with held deliveries. Never a subscription's row: emitters and PATCH do not
+# wait here. Indexes: outbox primary key (one short range for each shard), subscriptions and health primary keys.
+# A row that a crash rolls back is still in the outbox; a claim whose answer is lost comes back when its lease ends.
+_FAN_OUT: Final = """
+    WITH picked AS (
+        SELECT o.*, row_number() OVER fair AS place,
+               sum(o.data_bytes) OVER fair AS bytes,
+               sum(cardinality(o.subscription_ids)) OVER fair AS duties
+        FROM (
+            SELECT p.*, row_number() OVER (PARTITION BY p.shard ORDER BY p.id) AS turn
+            FROM unnest(%(shards)s::smallint[]) AS own (shard)
+            CROSS JOIN LATERAL (
+                SELECT * FROM dealix.outbox o WHERE o.shard = own.shard
+                ORDER BY o.id LIMIT %(per_shard)s FOR UPDATE SKIP LOCKED
+            ) AS p
+        ) AS o
+        WINDOW fair AS (ORDER BY o.turn, o.id)
+    ), taken AS (
+        DELETE FROM dealix.outbox o USING picked p
+        WHERE o.shard = p.shard AND o.id = p.id
+          AND (p.place = 1 OR (p.bytes <= %(max_bytes)s AND p.duties <= %(max_deliveries)s))
+        RETURNING o.*
+    ), duties AS (
+        SELECT t.id AS outbox_id, t.shard, t.event_id, t.event_day, t.event_type, s.id AS subscription_id, s.version,
+               s.enabled AND h.circuit = 'closed'
+               AND row_number() OVER (PARTITION BY s.id ORDER BY t.id) <= coalesce(r.room, %(default_room)s) AS claim
+        FROM taken t
+        CROSS JOIN LATERAL unnest(t.subscription_ids) AS m (subscription_id)
+        JOIN dealix.subscriptions s ON s.id = m.subscription_id
+        JOIN dealix.subscription_health h ON h.subscription_id = s.id
+        LEFT JOIN unnest(%(ids)s::text[], %(rooms)s::int[]) AS r (subscription_id, room) ON r.subscription_id = s.id
+    ), made AS (
+        INSERT INTO dealix.deliveries (event_id, event_day, event_type, subscription_id, shard, attempt, steps, claimed, due)
+        SELECT event_id, event_day, event_type, subscription_id, shard, claim::int, 0, claim,
+               CASE WHEN claim THEN now() + %(lease_s)s * interval '1 s' END
+        FROM duties
+        ORDER BY outbox_id
+        ON CONFLICT (event_id, subscription_id) DO NOTHING
+        RETURNING id, event_id, event_day, event_type, subscription_id, shard, claimed
+    ), rostered AS (
+        INSERT INTO dealix.roster AS r (subscription_id, shard)
+        SELECT DISTINCT subscription_id, shard FROM duties WHERE NOT claim
+        ON CONFLICT (subscription_id) DO UPDATE SET generation = r.generation + 1
+        RETURNING subscription_id
+    )
+    SELECT m.id, m.event_id, m.event_day, m.event_type, m.subscription_id, m.shard, d.version
+    FROM made m JOIN duties d USING (event_id, subscription_id) WHERE m.claimed
+    UNION ALL
+    SELECT NULL, NULL, NULL, NULL, subscription_id, NULL, NULL FROM rostered
+    UNION ALL
+    SELECT NULL, NULL, NULL, NULL, NULL, NULL, count(*) FROM taken
+"""
+
+
+async def fan_out(
+    conn: Connection,
+    shards: Iterable[int],
+    *,
+    rooms: Mapping[SubscriptionId, int],
+    default_room: int,
+    lease_s: float,
+) -> FannedOut:
+    """Take a batch from the outbox of `shards`; the oldest first, the shards in turns.
+
+    `rooms` says how many claims each known subscription has room for, `default_room` how many an unknown one has.
+    What finds no room, or a disabled subscription or open breaker, is held; what finds no subscription is dropped.
+    """
+    cursor = await conn.execute(
+        _FAN_OUT,
+        {
+            "shards": sorted(shards),
+            "per_shard": PER_SHARD,
+            "max_bytes": MAX_BYTES,
+            "max_deliveries": MAX_DELIVERIES,
+            "ids": list(rooms),
+            "rooms": list(rooms.values()),
+            "default_room": default_room,
+            "lease_s": lease_s,
+        },
+    )
+    claims: list[Claim] = []
+    held: list[SubscriptionId] = []
+    events = 0
+    for delivery_id, event_id, event_day, event_type, subscription_id, shard, version in await cursor.fetchall():
+        if delivery_id is not None:
+            claims.append(Claim(delivery_id, event_id, event_day, event_type, subscription_id, shard, 1, 0, version))
+        elif subscription_id is not None:
+            held.append(subscription_id)
+        else:
+            events = version
+    return FannedOut(claims, held, events)

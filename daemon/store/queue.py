@@ -1,0 +1,303 @@
+"""The hot queue after fan-out: what is due, what is held, leases, giving back, and what a claim needs to be sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from psycopg import errors, sql
+
+from daemon.model import Claim, Event, SubscriptionConfig
+from daemon.policy.retry import MAX_ATTEMPTS
+from daemon.policy.signing import envelope
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import date
+
+    from daemon.ids import CustomerId, DeliveryId, EventId, SubscriptionId
+    from daemon.store.connection import Connection
+
+PER_SHARD: Final = 50
+"""Due deliveries claimed from one shard at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ripe:
+    """What a look at the due index came to: claims to send, subscriptions whose deliveries were held instead, and how
+    many rows were looked at (as many as asked for: look again at once)."""
+
+    claims: list[Claim]
+    held: list[SubscriptionId]
+    seen: int
+
+
+# Rows come here when a retry is due, a lease has ended, or somebody pulled a delivery forward.
+# Locks: the rows claimed (SKIP LOCKED against a handover's overlap). Index: deliveries_due, a short range per shard.
+# A row found claimed was somebody's who is gone: its attempt is logged as interrupted in the same statement, keeps
+# its number and uses no step. After 20 attempts such a row ends as exhausted. No subscription: the row is dropped.
+_CLAIM_DUE: Final = """
+    WITH ripe AS (
+        SELECT p.* FROM unnest(%(shards)s::smallint[]) AS own (shard)
+        CROSS JOIN LATERAL (
+            SELECT d.id, d.claimed AS interrupted, d.subscription_id, d.attempt FROM dealix.deliveries d
+            WHERE d.shard = own.shard AND d.due <= now() ORDER BY d.due LIMIT %(per_shard)s FOR UPDATE SKIP LOCKED
+        ) AS p
+    ), judged AS (
+        SELECT ripe.*, s.customer_id, s.endpoint_url, s.version,
+               s.id IS NULL AS orphan,
+               ripe.interrupted AND ripe.attempt >= %(max_attempts)s AS worn,
+               coalesce(s.enabled AND h.circuit = 'closed', false)
+               AND row_number() OVER (PARTITION BY s.id ORDER BY ripe.id) <= coalesce(r.room, %(default_room)s) AS claim
+        FROM ripe
+        LEFT JOIN dealix.subscriptions s ON s.id = ripe.subscription_id
+        LEFT JOIN dealix.subscription_health h ON h.subscription_id = s.id
+        LEFT JOIN unnest(%(ids)s::text[], %(rooms)s::int[]) AS r (subscription_id, room) ON r.subscription_id = s.id
+    ), dropped AS (
+        DELETE FROM dealix.deliveries d USING judged j WHERE d.id = j.id AND (j.orphan OR j.worn)
+        RETURNING d.id, d.event_id, d.event_day, d.event_type
+    ), moved AS (
+        UPDATE dealix.deliveries d
+        SET attempt = d.attempt + j.claim::int, claimed = j.claim,
+            due = CASE WHEN j.claim THEN now() + %(lease_s)s * interval '1 s' END
+        FROM judged j WHERE d.id = j.id AND NOT j.orphan AND NOT j.worn
+        RETURNING d.id, d.event_id, d.event_day, d.event_type, d.subscription_id, d.shard, d.attempt, d.steps, d.claimed
+    ), interrupted AS (
+        INSERT INTO dealix.attempts (id, created_at, customer_id, subscription_id, event_id, event_day, event_type,
+                                     attempt, outcome, success, endpoint_url, error)
+        SELECT dealix.attempt_id(now()), now(), j.customer_id, j.subscription_id, e.event_id, e.event_day, e.event_type,
+               j.attempt, CASE WHEN j.worn THEN 'exhausted' ELSE 'interrupted' END, false, j.endpoint_url,
+               'the daemon stopped before the outcome of this attempt was known'
+        FROM judged j
+        JOIN (SELECT id, event_id, event_day, event_type FROM moved
+              UNION ALL SELECT id, event_id, event_day, event_type FROM dropped) AS e USING (id)
+        WHERE j.interrupted AND NOT j.orphan
+    ), rostered AS (
+        INSERT INTO dealix.roster AS r (subscription_id, shard)
+        SELECT DISTINCT subscription_id, shard FROM moved WHERE NOT claimed
+        ON CONFLICT (subscription_id) DO UPDATE SET generation = r.generation + 1
+        RETURNING subscription_id
+    )
+    SELECT m.id, m.event_id, m.event_day, m.event_type, m.subscription_id, m.shard, m.attempt, m.steps, j.version
+    FROM moved m JOIN judged j USING (id) WHERE m.claimed
+    UNION ALL
+    SELECT NULL, NULL, NULL, NULL, subscription_id, NULL, NULL, NULL, NULL FROM rostered
+    UNION ALL
+    SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, count(*) FROM ripe
+"""
+
+
+async def claim_due(
+    conn: Connection,
+    shards: Iterable[int],
+    *,
+    rooms: Mapping[SubscriptionId, int],
+    default_room: int,
+    lease_s: float,
+) -> Ripe:
+    """Claim what is due in `shards`; hold what cannot go now. `rooms` and `default_room` as for `outbox.fan_out`."""
+    cursor = await conn.execute(
+        _CLAIM_DUE,
+        {
+            "shards": sorted(shards),
+            "per_shard": PER_SHARD,
+            "max_attempts": MAX_ATTEMPTS,
+            "ids": list(rooms),
+            "rooms": list(rooms.values()),
+            "default_room": default_room,
+            "lease_s": lease_s,
+        },
+    )
+    claims: list[Claim] = []
+    held: list[SubscriptionId] = []
+    seen = 0
+    for row in await cursor.fetchall():
+        if row[0] is not None:
+            claims.append(Claim(*row))
+        elif row[4] is not None:
+            held.append(row[4])
+        else:
+            seen = row[8]
+    return Ripe(claims, held, seen)
+
+
+# Locks the rows claimed. Index: deliveries_held, the subscription's oldest. Called by the owner's actor alone.
+_CLAIM_HELD: Final = """
+    WITH oldest AS (
+        SELECT d.id FROM dealix.deliveries d
+        WHERE d.subscription_id = %(subscription_id)s AND d.due IS NULL
+        ORDER BY d.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    )
+    UPDATE dealix.deliveries d
+    SET attempt = d.attempt + 1, claimed = true, due = now() + %(lease_s)s * interval '1 s'
+    FROM oldest, dealix.subscriptions s
+    WHERE d.id = oldest.id AND s.id = d.subscription_id AND s.enabled
+    RETURNING d.id, d.event_id, d.event_day, d.event_type, d.subscription_id, d.shard, d.attempt, d.steps, s.version
+"""
+_GENERATION: Final = "SELECT generation FROM dealix.roster WHERE subscription_id = %(subscription_id)s"
+_STRIKE: Final = """
+    DELETE FROM dealix.roster WHERE subscription_id = %(subscription_id)s AND generation = %(generation)s
+"""
+
+
+async def claim_held(conn: Connection, subscription_id: SubscriptionId, *, limit: int, lease_s: float) -> list[Claim]:
+    """Claim up to `limit` held deliveries of a subscription, oldest first; none where it is disabled."""
+    cursor = await conn.execute(_CLAIM_HELD, {"subscription_id": subscription_id, "limit": limit, "lease_s": lease_s})
+    rows = await cursor.fetchall()
+    rows.sort()
+    return [Claim(*row) for row in rows]
+
+
+async def roster_generation(conn: Connection, subscription_id: SubscriptionId) -> int | None:
+    """The roster row's generation, to be read before looking for held rows; None where there is no row."""
+    row = await (await conn.execute(_GENERATION, {"subscription_id": subscription_id})).fetchone()
+    return None if row is None else row[0]
+
+
+async def strike(conn: Connection, subscription_id: SubscriptionId, generation: int) -> None:
+    """Take a subscription off the roster, unless something was held since `generation` was read."""
+    await conn.execute(_STRIKE, {"subscription_id": subscription_id, "generation": generation})
+
+
+# Index roster_shard; then primary keys. The roster is small: only subscriptions with something held are on it.
+_WAKING: Final = """
+    SELECT r.subscription_id, s.id IS NULL
+    FROM dealix.roster r
+    LEFT JOIN dealix.subscriptions s ON s.id = r.subscription_id
+    LEFT JOIN dealix.subscription_health h ON h.subscription_id = r.subscription_id
+    WHERE r.shard = ANY (%(shards)s::smallint[])
+      AND (s.id IS NULL OR (s.enabled AND (h.circuit = 'closed' OR h.reopen_at <= now())))
+"""
+
+
+async def waking(conn: Connection, shards: Iterable[int]) -> tuple[list[SubscriptionId], list[SubscriptionId]]:
+    """Subscriptions of `shards` with held deliveries that may go now; and those that are deleted."""
+    cursor = await conn.execute(_WAKING, {"shards": sorted(shards)})
+    rows = await cursor.fetchall()
+    return [row[0] for row in rows if not row[1]], [row[0] for row in rows if row[1]]
+
+
+_PURGE: Final = """
+    DELETE FROM dealix.deliveries WHERE id IN (
+        SELECT id FROM dealix.deliveries WHERE subscription_id = %(subscription_id)s AND due IS NULL LIMIT 5000)
+"""
+
+
+async def purge_held(conn: Connection, subscription_id: SubscriptionId) -> int:
+    """Delete up to 5,000 held deliveries of a deleted subscription; 0 when there are no more."""
+    return (await conn.execute(_PURGE, {"subscription_id": subscription_id})).rowcount
+
+
+# Giving back is safe at any time: a row that somebody else has claimed since has another attempt number.
+_GIVE_BACK: Final = """
+    WITH given AS (
+        UPDATE dealix.deliveries d
+        SET attempt = d.attempt - 1, claimed = false, due = CASE WHEN %(hold)s THEN NULL ELSE now() END
+        FROM unnest(%(ids)s::bigint[], %(attempts)s::smallint[]) AS g (id, attempt)
+        WHERE d.id = g.id AND d.attempt = g.attempt AND d.claimed
+        RETURNING d.subscription_id, d.shard
+    )
+    INSERT INTO dealix.roster AS r (subscription_id, shard)
+    SELECT DISTINCT subscription_id, shard FROM given WHERE %(hold)s
+    ON CONFLICT (subscription_id) DO UPDATE SET generation = r.generation + 1
+"""
+
+
+async def give_back(conn: Connection, claims: Sequence[Claim], *, hold: bool) -> None:
+    """Undo claims of which no byte was sent: the attempt is not counted. `hold` them, or make them due for others."""
+    await conn.execute(
+        _GIVE_BACK,
+        {"ids": [c.delivery_id for c in claims], "attempts": [c.attempt for c in claims], "hold": hold},
+    )
+
+
+_EXTEND: Final = """
+    UPDATE dealix.deliveries SET due = now() + %(lease_s)s * interval '1 s'
+    WHERE id = ANY (%(ids)s::bigint[]) AND claimed
+"""
+
+
+async def extend_leases(conn: Connection, ids: Iterable[DeliveryId], *, lease_s: float) -> None:
+    """Keep what is still in memory from coming back by its lease."""
+    await conn.execute(_EXTEND, {"ids": list(ids), "lease_s": lease_s})
+
+
+# The day's partition by its own name: a prepared plan over the parent would lock all of them at each execution.
+_EVENTS: Final = sql.SQL("""
+    SELECT e.id, e.type, e.customer_id, e.created_at, e.data
+    FROM {partition} e
+    JOIN unnest(%(customers)s::text[], %(ids)s::text[]) AS wanted (customer_id, id)
+      ON e.customer_id = wanted.customer_id AND e.id = wanted.id
+""")
+
+
+async def load_events(conn: Connection, day: date, wanted: Sequence[tuple[CustomerId, EventId]]) -> list[Event]:
+    """The events of one day, enveloped. Those that retention removed are missing from the answer."""
+    statement = _EVENTS.format(partition=sql.Identifier("dealix", f"events_{day:%Y%m%d}"))
+    try:
+        cursor = await conn.execute(
+            statement, {"customers": [c for c, _ in wanted], "ids": [i for _, i in wanted]}, prepare=True
+        )
+    except errors.UndefinedTable:
+        return []
+    return [
+        Event(
+            id=event_id,
+            type=event_type,
+            customer_id=customer_id,
+            created_at=created_at,
+            body=envelope(
+                event_id=event_id, event_type=event_type, customer_id=customer_id, data=data, created_at=created_at
+            ),
+        )
+        for event_id, event_type, customer_id, created_at, data in await cursor.fetchall()
+    ]
+
+
+_CONFIGS: Final = """
+    SELECT s.id, s.customer_id, s.endpoint_url, s.enabled, s.version, s.secret_sealed, s.previous_secret_sealed,
+           s.previous_secret_expires_at, h.consecutive_failures, h.cooldown_s,
+           CASE WHEN h.circuit = 'open' THEN extract(epoch FROM h.reopen_at - now())::float8 END
+    FROM dealix.subscriptions s
+    JOIN dealix.subscription_health h ON h.subscription_id = s.id
+    WHERE s.id = ANY (%(ids)s::text[])
+"""
+
+
+async def load_configs(conn: Connection, ids: Iterable[SubscriptionId]) -> list[SubscriptionConfig]:
+    """Configuration and health; a subscription that is gone is missing from the answer."""
+    cursor = await conn.execute(_CONFIGS, {"ids": list(ids)})
+    return [SubscriptionConfig(*row) for row in await cursor.fetchall()]
+
+
+_DISABLE: Final = """
+    UPDATE dealix.subscriptions SET enabled = false, disabled_reason = %(reason)s
+    WHERE id = %(id)s AND version = %(version)s AND enabled
+"""
+
+
+async def disable(conn: Connection, subscription_id: SubscriptionId, version: int, reason: str) -> None:
+    """Disable a subscription, unless it was changed since `version`."""
+    await conn.execute(_DISABLE, {"id": subscription_id, "version": version, "reason": reason})
+
+
+# The event is gone, so its type and day come from the delivery, which carries them for this.
+_EXPIRE: Final = """
+    WITH ended AS (
+        DELETE FROM dealix.deliveries d USING unnest(%(ids)s::bigint[], %(attempts)s::smallint[]) AS g (id, attempt)
+        WHERE d.id = g.id AND d.attempt = g.attempt AND d.claimed
+        RETURNING d.*
+    )
+    INSERT INTO dealix.attempts (id, created_at, customer_id, subscription_id, event_id, event_day, event_type,
+                                 attempt, outcome, success, endpoint_url, error)
+    SELECT dealix.attempt_id(now()), now(), s.customer_id, s.id, e.event_id, e.event_day, e.event_type,
+           e.attempt, 'expired', false, s.endpoint_url, 'the event was past retention before it could be sent'
+    FROM ended e JOIN dealix.subscriptions s ON s.id = e.subscription_id
+"""
+
+
+async def expire(conn: Connection, claims: Sequence[Claim]) -> None:
+    """End claimed deliveries whose event retention has removed."""
+    await conn.execute(
+        _EXPIRE, {"ids": [c.delivery_id for c in claims], "attempts": [c.attempt for c in claims]}
+    )

@@ -1,0 +1,250 @@
+"""Recording: a batch of attempts becomes log rows, finished or rescheduled deliveries, health and statistics.
+
+One statement, so one transaction and one round trip. The batch travels as JSON, which Postgres unpacks for about
+1.6 µs a row and which costs less to make than arrays (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from daemon.policy.latency import BUCKETS, bucket
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from daemon.ids import CustomerId, SubscriptionId
+    from daemon.model import AttemptRecord
+    from daemon.store.connection import Connection
+
+
+class _Health(msgspec.Struct, gc=False):
+    """A subscription's results in this batch, folded: see `fold_health`."""
+
+    subscription_id: SubscriptionId
+    lead: int
+    longest: int
+    tail: int
+    delivered: bool
+    gone: bool
+    last_at: datetime
+    last_status_code: int | None
+    circuit: str
+    cooldown_s: float
+    reopen_in_s: float | None
+
+
+class _Stats(msgspec.Struct, gc=False):
+    day: str
+    customer_id: CustomerId
+    event_type: str
+    success: int
+    failed: int
+    duration_ms: int
+    latency_buckets: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """A subscription after a batch that held failures of it. `disabled` names the reason if this batch disabled it."""
+
+    subscription_id: SubscriptionId
+    consecutive_failures: int
+    disabled: str | None
+
+
+def fold_health(records: Sequence[AttemptRecord]) -> list[_Health]:
+    """Fold each subscription's results, in order, into what its counter needs.
+
+    With `lead` failures before the first success, `longest` run of failures after it, and `tail` failures at
+    the end, the counter can be advanced without being read first: it passes the limit if old + lead or longest
+    reaches it, and ends at tail, or at old + lead where nothing was delivered.
+    """
+    folded: dict[SubscriptionId, _Health] = {}
+    for r in records:
+        h = folded.get(r.subscription_id)
+        if h is None:
+            h = folded[r.subscription_id] = _Health(
+                r.subscription_id, 0, 0, 0, False, False, r.created_at, None, "closed", 0.0, None
+            )
+        if r.success:
+            h.delivered, h.tail = True, 0
+        else:
+            h.tail += 1
+            if h.delivered:
+                h.longest = max(h.longest, h.tail)
+            else:
+                h.lead += 1
+        h.gone |= r.gone
+        h.last_at, h.last_status_code = r.created_at, r.status_code
+        h.circuit, h.cooldown_s, h.reopen_in_s = r.circuit, r.cooldown_s, r.reopen_in_s
+    return [folded[key] for key in sorted(folded)]
+
+
+def fold_stats(records: Sequence[AttemptRecord]) -> list[_Stats]:
+    """Sum the batch by UTC day, customer and type, in key order (two recorders then lock rows in the same order)."""
+    folded: dict[tuple[str, str, str], _Stats] = {}
+    for r in records:
+        day = r.created_at.date().isoformat()
+        key = (r.customer_id, day, r.event_type)
+        s = folded.get(key)
+        if s is None:
+            s = folded[key] = _Stats(day, r.customer_id, r.event_type, 0, 0, 0, [0] * BUCKETS)
+        if r.success:
+            s.success += 1
+        else:
+            s.failed += 1
+        s.duration_ms += r.duration_ms
+        s.latency_buckets[bucket(r.duration_ms)] += 1
+    return [folded[key] for key in sorted(folded)]
+
+
+# Locks: the deliveries (this daemon's claims), the health rows of the batch's subscriptions, their daily_stats rows,
+# and on a disable the subscription's row. Two daemons meet on a row only around a handover or a test-fire; should
+# they deadlock, the batch is repeated. Indexes: primary keys.
+# Results for a disabled subscription do not count: s.enabled is as the statement's snapshot saw it, and a PATCH that
+# enables holds the health row until it commits.
+_RECORD: Final = """
+    WITH r AS (
+        SELECT * FROM json_to_recordset(%(attempts)s::json) AS r (
+            action text, delivery_id bigint, attempt smallint, wait_s float8, id text, created_at timestamptz,
+            customer_id text, subscription_id text, event_id text, event_day date, event_type text, outcome text,
+            success boolean, endpoint_url text, status_code smallint, error text, duration_ms integer, signature text,
+            webhook_signature text, response_headers text, response_body text, response_truncated boolean)
+    ), finished AS (
+        DELETE FROM dealix.deliveries d USING r
+        WHERE r.action = 'finish' AND d.id = r.delivery_id AND d.attempt = r.attempt AND d.claimed
+        RETURNING d.id
+    ), rescheduled AS (
+        UPDATE dealix.deliveries d
+        SET claimed = false, steps = d.steps + 1, due = now() + r.wait_s * interval '1 s'
+        FROM r
+        WHERE r.action = 'retry' AND d.id = r.delivery_id AND d.attempt = r.attempt AND d.claimed
+        RETURNING d.id
+    ), logged AS (
+        INSERT INTO dealix.attempts (id, created_at, customer_id, subscription_id, event_id, event_day, event_type,
+            attempt, outcome, success, endpoint_url, status_code, error, duration_ms, signature, webhook_signature,
+            response_headers, response_body, response_truncated)
+        SELECT id, created_at, customer_id, subscription_id, event_id, event_day, event_type,
+            attempt, outcome, success, endpoint_url, status_code, error, duration_ms, signature, webhook_signature,
+            response_headers, response_body, response_truncated
+        FROM r
+    ), health AS (
+        UPDATE dealix.subscription_health k
+        SET consecutive_failures = CASE
+                WHEN NOT s.enabled THEN k.consecutive_failures
+                WHEN k.consecutive_failures + h.lead >= %(disable_after)s OR h.longest >= %(disable_after)s
+                    THEN %(disable_after)s
+                WHEN h.delivered THEN h.tail
+                ELSE k.consecutive_failures + h.lead END,
+            circuit = CASE WHEN s.enabled THEN h.circuit ELSE k.circuit END,
+            cooldown_s = CASE WHEN s.enabled THEN h.cooldown_s ELSE k.cooldown_s END,
+            reopen_at = CASE WHEN s.enabled THEN now() + h.reopen_in_s * interval '1 s' ELSE k.reopen_at END,
+            last_delivery_at = h.last_at,
+            last_status_code = h.last_status_code
+        FROM json_to_recordset(%(health)s::json) AS h (
+            subscription_id text, lead integer, longest integer, tail integer, delivered boolean, gone boolean,
+            last_at timestamptz, last_status_code smallint, circuit text, cooldown_s real, reopen_in_s float8)
+        JOIN dealix.subscriptions s ON s.id = h.subscription_id
+        WHERE k.subscription_id = h.subscription_id
+        RETURNING k.subscription_id, k.consecutive_failures, s.enabled, h.gone
+    ), disabled AS (
+        UPDATE dealix.subscriptions s
+        SET enabled = false, disabled_reason = CASE WHEN h.gone THEN 'gone' ELSE 'consecutive_failures' END
+        FROM health h
+        WHERE s.id = h.subscription_id AND s.enabled AND h.enabled
+          AND (h.gone OR h.consecutive_failures >= %(disable_after)s)
+        RETURNING s.id, s.disabled_reason
+    ), counted AS (
+        INSERT INTO dealix.daily_stats AS k (day, customer_id, event_type, success, failed, duration_ms, latency_buckets)
+        SELECT day, customer_id, event_type, success, failed, duration_ms, latency_buckets
+        FROM json_to_recordset(%(stats)s::json) AS t (
+            day date, customer_id text, event_type text, success bigint, failed bigint, duration_ms bigint,
+            latency_buckets bigint[])
+        ON CONFLICT (customer_id, day, event_type) DO UPDATE
+        SET success = k.success + excluded.success, failed = k.failed + excluded.failed,
+            duration_ms = k.duration_ms + excluded.duration_ms,
+            latency_buckets = dealix.add_buckets(k.latency_buckets, excluded.latency_buckets)
+    )
+    SELECT 'health', h.subscription_id, h.consecutive_failures, d.disabled_reason
+    FROM health h LEFT JOIN disabled d ON d.id = h.subscription_id
+    WHERE h.consecutive_failures > 0 OR h.gone
+    UNION ALL
+    SELECT 'late', r.id, NULL, NULL FROM r
+    WHERE r.action <> 'log'
+      AND NOT EXISTS (SELECT FROM finished f WHERE f.id = r.delivery_id)
+      AND NOT EXISTS (SELECT FROM rescheduled f WHERE f.id = r.delivery_id)
+"""
+
+
+async def record(conn: Connection, records: Sequence[AttemptRecord], *, disable_after: int) -> list[Health]:
+    """Write a batch, all or nothing. Returns the subscriptions that have failures in a row now.
+
+    A late result (its delivery was taken over meanwhile) replaces the `interrupted` row of the same attempt.
+    """
+    cursor = await conn.execute(
+        _RECORD,
+        {
+            "attempts": msgspec.json.encode(records).decode(),
+            "health": msgspec.json.encode(fold_health(records)).decode(),
+            "stats": msgspec.json.encode(fold_stats(records)).decode(),
+            "disable_after": disable_after,
+        },
+    )
+    health: list[Health] = []
+    late: set[str] = set()
+    for kind, key, failures, disabled in await cursor.fetchall():
+        if kind == "health":
+            health.append(Health(key, failures, disabled))
+        else:
+            late.add(key)
+    if late:
+        await _forget_interrupted(conn, [r for r in records if r.id in late])
+    return health
+
+
+_FORGET: Final = """
+    DELETE FROM dealix.attempts a
+    USING unnest(%(events)s::text[], %(subscriptions)s::text[], %(attempts)s::smallint[]) AS l (event_id, subscription_id, attempt)
+    WHERE a.event_id = l.event_id AND a.subscription_id = l.subscription_id AND a.attempt = l.attempt
+      AND a.outcome = 'interrupted'
+"""
+
+
+async def _forget_interrupted(conn: Connection, late: Sequence[AttemptRecord]) -> None:
+    await conn.execute(
+        _FORGET,
+        {
+            "events": [r.event_id for r in late],
+            "subscriptions": [r.subscription_id for r in late],
+            "attempts": [r.attempt for r in late],
+        },
+    )
+
+
+_WAIT_FOR_DELIVERIES: Final = "SELECT FROM dealix.deliveries WHERE id = ANY (%(ids)s::bigint[]) FOR UPDATE"
+_WAIT_FOR_HEALTH: Final = """
+    SELECT FROM dealix.subscription_health WHERE subscription_id = ANY (%(ids)s::text[])
+    ORDER BY subscription_id FOR UPDATE
+"""
+_LOGGED: Final = "SELECT EXISTS (SELECT FROM dealix.attempts WHERE id = %(id)s)"
+
+
+async def record_again(conn: Connection, records: Sequence[AttemptRecord], *, disable_after: int) -> list[Health]:
+    """Write a batch whose first commit went unanswered, unless that commit took place.
+
+    The first transaction may still be running on the server. Locking the rows it locked waits for its end; after
+    that a fresh look at the log tells whether it committed, since the batch is in the log as a whole or not at all.
+    """
+    async with conn.transaction():
+        ids = [r.delivery_id for r in records if r.delivery_id is not None]
+        await conn.execute(_WAIT_FOR_DELIVERIES, {"ids": sorted(ids)})
+        await conn.execute(_WAIT_FOR_HEALTH, {"ids": sorted({r.subscription_id for r in records})})
+        row = await (await conn.execute(_LOGGED, {"id": records[0].id})).fetchone()
+        if row is not None and row[0]:
+            return []
+        return await record(conn, records, disable_after=disable_after)

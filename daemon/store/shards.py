@@ -1,0 +1,151 @@
+"""Who works on which shard: session advisory locks, and what the session that holds them looks up at each check.
+
+All statements here run on the one dedicated connection of a daemon. The locks live as long as that session: killed,
+the daemon loses them within milliseconds; frozen, when the server ends the idle session.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from daemon.ids import SubscriptionId
+    from daemon.store.connection import Connection
+
+SHARDS: Final = 64
+OWN_CLASS: Final = 1145372673
+"""First key of the lock that says "this session works on shard N"."""
+BUSY_CLASS: Final = 1145372674
+"""First key of the lock that tells emitters that shard N's owner is looking anyway; dealix.emit probes it."""
+MEMBER_CLASS: Final = 1145372675
+"""First key of the shared lock that every working daemon holds: how many hold it is how many share the work."""
+
+WAKE, DUE, CONFIG, RAW, HEARTBEAT = "dealix_wake", "dealix_due", "dealix_config", "dealix_emit", "dealix_heartbeat"
+"""Channels: outbox rows came (payload: shard), a delivery was pulled forward, a subscription changed (payload: its
+id), an event by raw NOTIFY (payload: the event), and a daemon's own proof that LISTEN still works."""
+
+
+def shard_of(customer_id: str) -> int:
+    """The shard of a customer, 0–63, as `dealix.shard_of` computes it."""
+    return hashlib.sha256(customer_id.encode()).digest()[0] & (SHARDS - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """How many daemons share the work, and which shards somebody owns."""
+
+    members: int
+    taken: frozenset[int]
+
+
+# Reads pg_locks (no row locks; a moment's shared hold of the lock manager's partitions, twice a second).
+_CENSUS: Final = """
+    SELECT l.classid::bigint::int, l.objid::bigint::int, count(*)
+    FROM pg_locks l
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND l.classid::bigint IN (%(own)s, %(member)s)
+    GROUP BY 1, 2
+"""
+
+
+async def census(conn: Connection) -> Census:
+    """Count the members and list the owned shards."""
+    rows = await (await conn.execute(_CENSUS, {"own": OWN_CLASS, "member": MEMBER_CLASS})).fetchall()
+    members = sum(count for kind, _, count in rows if kind == MEMBER_CLASS)
+    return Census(members, frozenset(shard for kind, shard, _ in rows if kind == OWN_CLASS))
+
+
+async def join(conn: Connection) -> None:
+    """Become a member: counted by every daemon's census from now on."""
+    await conn.execute("SELECT pg_advisory_lock_shared(%(class)s, 0)", {"class": MEMBER_CLASS})
+
+
+async def leave(conn: Connection) -> None:
+    """Stop being counted; owned shards stay owned until they are given up."""
+    await conn.execute("SELECT pg_advisory_unlock_shared(%(class)s, 0)", {"class": MEMBER_CLASS})
+
+
+async def listen(conn: Connection) -> None:
+    """Hear all channels."""
+    for channel in (WAKE, DUE, CONFIG, RAW, HEARTBEAT):
+        await conn.execute(f"LISTEN {channel}")
+
+
+async def heartbeat(conn: Connection, token: str) -> None:
+    """Send this daemon's own proof to itself."""
+    await conn.execute("SELECT pg_notify(%(channel)s, %(token)s)", {"channel": HEARTBEAT, "token": token})
+
+
+async def try_own(conn: Connection, shards: Iterable[int]) -> list[int]:
+    """Take those of the shards that are free; returns them."""
+    return await _try_lock(conn, OWN_CLASS, shards)
+
+
+async def disown(conn: Connection, shards: Iterable[int]) -> None:
+    """Give shards up."""
+    await _unlock(conn, OWN_CLASS, shards)
+
+
+async def try_busy(conn: Connection, shards: Iterable[int]) -> list[int]:
+    """Tell emitters not to wake us for these shards. Only ever tried for: an emitter may be probing this instant."""
+    return await _try_lock(conn, BUSY_CLASS, shards)
+
+
+async def idle(conn: Connection, shards: Iterable[int]) -> None:
+    """Ask to be woken again."""
+    await _unlock(conn, BUSY_CLASS, shards)
+
+
+async def _try_lock(conn: Connection, lock_class: int, shards: Iterable[int]) -> list[int]:
+    rows = await (
+        await conn.execute(
+            "SELECT shard FROM unnest(%(shards)s::int[]) AS shard WHERE pg_try_advisory_lock(%(class)s, shard)",
+            {"shards": sorted(shards), "class": lock_class},
+        )
+    ).fetchall()
+    return [shard for (shard,) in rows]
+
+
+async def _unlock(conn: Connection, lock_class: int, shards: Iterable[int]) -> None:
+    await conn.execute(
+        "SELECT pg_advisory_unlock(%(class)s, shard) FROM unnest(%(shards)s::int[]) AS shard",
+        {"shards": sorted(shards), "class": lock_class},
+    )
+
+
+# Index: the primary key, one probe for each active subscription. No locks. A subscription that is gone has NULL.
+_CHANGED: Final = """
+    SELECT known.id
+    FROM unnest(%(ids)s::text[], %(versions)s::bigint[]) AS known (id, version)
+    LEFT JOIN dealix.subscriptions s ON s.id = known.id
+    WHERE s.version IS DISTINCT FROM known.version
+"""
+
+
+async def changed(conn: Connection, known: Mapping[SubscriptionId, int]) -> list[SubscriptionId]:
+    """Of the subscriptions with the versions known here: those that changed since, or were deleted."""
+    cursor = await conn.execute(_CHANGED, {"ids": list(known), "versions": list(known.values())})
+    return [row[0] for row in await cursor.fetchall()]
+
+
+# Index deliveries_due: of each shard only what is due within a lease, which is where every claimed row stands.
+# Row locks on those; a result that is being recorded at this moment keeps its row from being due again.
+_RECOVER: Final = """
+    UPDATE dealix.deliveries d SET due = now()
+    WHERE d.shard = ANY (%(shards)s::int[]) AND d.claimed AND d.due BETWEEN now() AND now() + %(lease_s)s * interval '1 s'
+      AND NOT (d.id = ANY (%(own)s::bigint[]))
+"""
+
+
+async def recover(conn: Connection, shards: Iterable[int], *, own: Iterable[int], lease_s: float) -> int:
+    """Make the claimed deliveries of shards that were just gained due at once, except those this daemon itself holds.
+
+    Whoever claimed them is dead or has lost the shards. Returns how many there were.
+    """
+    cursor = await conn.execute(_RECOVER, {"shards": sorted(shards), "own": list(own), "lease_s": lease_s})
+    return cursor.rowcount
