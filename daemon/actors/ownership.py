@@ -40,6 +40,7 @@ CHECK_S: Final = 0.4
 CHECK_DEADLINE_S: Final = 2.0
 HEARTBEAT_S: Final = 2.0
 """LISTEN can die in silence (DISCARD ALL, a pooler): our own NOTIFY has to come back before the second one after it."""
+STOP_LOOK_S: Final = 0.02
 BUSY_LINGER_S: Final = 0.1
 
 
@@ -83,11 +84,11 @@ class Ownership:
             self._nudge()
 
     async def stop(self) -> None:
-        """Take no more work, give back what is not in flight; returns when every shard is unlocked or lost."""
+        """Take no more work, give back what is not in flight; returns when all is recorded and every shard unlocked."""
         self._stopping = True
         self._nudge()
-        while self._fence.owned:
-            await trio.sleep(0.02)
+        while self._fence.owned or self._roster.counts()[1]:
+            await trio.sleep(STOP_LOOK_S)
 
     # -- the session ------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,8 @@ BACKLOG: Final = 600
 LINGER_S: Final = 0.004
 """How long the first result of a batch waits for company: well under what a customer notices, and under load the
 batch before it takes longer anyway."""
+ENOUGH: Final = 50
+"""With so many waiting already, a batch does not wait for more."""
 QUERY_S: Final = 10.0
 LAST_WRITE_S: Final = 10.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
@@ -73,7 +75,8 @@ class Recorder:
                 await self._record(batch)
 
     async def _gather(self, batch: list[AttemptRecord]) -> None:
-        await trio.sleep(LINGER_S)
+        if self._send.statistics().current_buffer_used < ENOUGH:
+            await trio.sleep(LINGER_S)
         while len(batch) < BATCH:
             try:
                 batch.append(self._receive.receive_nowait())

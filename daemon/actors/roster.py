@@ -6,7 +6,7 @@ cost 100,000 tasks.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
@@ -18,7 +18,7 @@ from daemon.model import Job
 from daemon.store import queue
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
     from daemon.actors.delivery import Tools
     from daemon.ids import DeliveryId, SubscriptionId
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from daemon.store.record import Health
 
 log = get("roster")
+Arg = TypeVar("Arg")
 
 LEASE_S: Final = 60.0
 """How long a claim stays ours without word from us. Only a frozen or vanished daemon lets it end."""
@@ -95,6 +96,19 @@ class Roster:
         for claim in claims:
             self._claims[claim.delivery_id] = (claim, now)
             self._working[claim.shard] += 1
+        handed_over: set[DeliveryId] = set()
+        try:
+            await self._hand_over(conn, claims, handed_over)
+        except BaseException:
+            # Nobody will send these: give them back as soon as the database listens again.
+            left = [c for c in claims if c.delivery_id not in handed_over]
+            self._start(self.return_claims, left)
+            raise
+        for subscription_id in held:
+            if (actor := self._actors.get(subscription_id)) is not None:
+                actor.has_backlog()
+
+    async def _hand_over(self, conn: Connection, claims: Sequence[Claim], done: set[DeliveryId]) -> None:
         unknown = {
             c.subscription_id
             for c in claims
@@ -105,12 +119,10 @@ class Roster:
         if claims:
             events = await self._events(conn, claims)
             expired = [c for c in claims if not self._deliver(c, events.get((c.subscription_id, c.event_id)))]
+            done.update(c.delivery_id for c in claims)
             if expired:
                 await queue.expire(conn, expired)
                 self.settle(c.delivery_id for c in expired)
-        for subscription_id in held:
-            if (actor := self._actors.get(subscription_id)) is not None:
-                actor.has_backlog()
 
     def _deliver(self, claim: Claim, event: Event | None) -> bool:
         """False where the event is gone, which retention removes after its deliveries have ended."""
@@ -135,9 +147,13 @@ class Roster:
             actor.adopt(config)
             return actor
         actor = self._actors[config.id] = Delivery(config, self, self._tools)
-        assert self._nursery is not None, "the roster takes work before it runs"
-        self._nursery.start_soon(self._house, actor)
+        self._start(self._house, actor)
         return actor
+
+    def _start(self, run: Callable[[Arg], Awaitable[None]], arg: Arg) -> None:
+        if self._nursery is None:
+            raise RuntimeError("the roster was given work before it ran")
+        self._nursery.start_soon(run, arg)
 
     async def _house(self, actor: Delivery) -> None:
         if not await guard("delivery", actor.run, subscription_id=actor.id):
@@ -233,7 +249,7 @@ class Roster:
             claims += actor.empty(shards)
         await self.return_claims(claims, hold=False)
 
-    async def return_claims(self, claims: Sequence[Claim], *, hold: bool) -> None:
+    async def return_claims(self, claims: Sequence[Claim], hold: bool = False) -> None:
         """Undo claims. Without a database they come back by their lease, or as soon as somebody gains the shard."""
         if not claims:
             return
