@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final, Literal, cast
+from typing import TYPE_CHECKING, Final, Literal, LiteralString, cast
 
 import trio
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from daemon.store.connection import Connection
 
 
+Logged = Literal["delivered", "retry", "failed", "exhausted", "gone", "interrupted", "expired", "test_failed"]
+"""What an attempt came to; `retry` is a failure after which the delivery goes on."""
+
+
 @dataclass(frozen=True, slots=True)
 class AttemptRow:
     """An attempt as lists show it. `duration_ms` is None where no request was made."""
@@ -33,7 +37,7 @@ class AttemptRow:
     event_type: str
     attempt: int
     endpoint_url: str
-    outcome: str
+    outcome: Logged
     status_code: int | None
     success: bool
     error: str | None
@@ -135,7 +139,7 @@ def id_at(moment: datetime) -> str:
     return f"dlv_{max(int(moment.timestamp() * 1000), 0):012x}{0:012x}"
 
 
-async def page(
+async def page(  # noqa: PLR0913 one page of one list, all named at the call
     conn: Connection, wanted: Filter, *, limit: int, before: str | None, oldest: datetime, look_s: float
 ) -> Page:
     """The newest attempts that `wanted` chooses, at most `limit`, with ids below `before`, not older than `oldest`.
@@ -188,7 +192,7 @@ async def _look(conn: Connection, wanted: Filter, *, first: str, last: str, rows
     return [AttemptRow(*row) for row in await cursor.fetchall()]
 
 
-def _statement(wanted: Filter) -> str:
+def _statement(wanted: Filter) -> LiteralString:
     if wanted.event_id is not None:
         return _BY_EVENT
     if wanted.subscription_id is not None:
@@ -243,7 +247,8 @@ _LOCK_DUTY: Final = """
 # A duty that is finished begins again after its last attempt, with all steps used: a failure is final. One that is
 # waiting or held is pulled forward; one in flight stays. Index attempts_event, from the event's day on.
 _RETRY: Final = """
-    INSERT INTO dealix.deliveries AS d (event_id, event_day, event_type, subscription_id, shard, attempt, steps, claimed, due)
+    INSERT INTO dealix.deliveries AS d (event_id, event_day, event_type, subscription_id, shard,
+                                        attempt, steps, claimed, due)
     SELECT %(event_id)s, %(event_day)s, %(event_type)s, %(subscription_id)s, %(shard)s,
            coalesce(max(a.attempt), 0), %(steps)s, false, now()
     FROM dealix.attempts a

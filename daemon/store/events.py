@@ -197,8 +197,14 @@ async def duties(conn: Connection, event: EventRow) -> list[Duty]:
     return found
 
 
-def _state(
-    *, waiting: bool, claimed: bool | None, due: datetime | None, ripe: bool | None, delivered: bool, outcome: str | None
+def _state(  # noqa: PLR0911, PLR0913 a table: one row a line
+    *,
+    waiting: bool,
+    claimed: bool | None,
+    due: datetime | None,
+    ripe: bool | None,
+    delivered: bool,
+    outcome: str | None,
 ) -> State:
     if claimed is not None:  # there is a row in deliveries
         if claimed:

@@ -1,0 +1,147 @@
+"""A route as a value: who may call it, what it takes and answers; and the Quart view that it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Generic, Literal, TypeVar
+
+import msgspec
+from quart import Response, g, request
+
+from api.auth import Caller, authenticate
+from api.bodies import decode_query, read_body
+from daemon.store.pool import Pool
+
+BASE: Final = "/api/v1/ecosystem"
+
+Method = Literal["GET", "POST", "PATCH", "DELETE"]
+Who = Literal["anyone", "key", "ops"]
+
+
+class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A route without parameters refuses those that are given: they would be a mistake."""
+
+
+class NoBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A route without a body does not read it."""
+
+
+Q = TypeVar("Q", bound=msgspec.Struct)
+B = TypeVar("B", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Q, B]):
+    """One request that was let in and decoded. `path` holds the parameters of the route's path."""
+
+    path: Mapping[str, str]
+    query: Q
+    body: B
+    known_caller: Caller | None
+
+    @property
+    def caller(self) -> Caller:
+        """Who asks. Only for routes that need a key."""
+        if self.known_caller is None:
+            raise RuntimeError("this route is open to anyone")
+        return self.known_caller
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A status of success that the route names, and its body."""
+
+    status: int
+    body: msgspec.Struct
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """See `route`, which makes it. `respond` decodes the present request and runs the handler."""
+
+    method: Method
+    path: str
+    name: str
+    doc: str
+    who: Who
+    query: type[msgspec.Struct]
+    body: type[msgspec.Struct]
+    body_optional: bool
+    answers: Mapping[int, type[msgspec.Struct]]
+    problems: tuple[int, ...]
+    respond: Callable[[Mapping[str, str], Caller | None], Awaitable[Answer]]
+
+    @property
+    def takes_body(self) -> bool:
+        """Whether the body is read at all."""
+        return self.body is not NoBody
+
+
+def route(  # noqa: PLR0913 a table's columns, all named at the call
+    method: Method,
+    path: str,
+    handler: Callable[[Call[Q, B]], Awaitable[Answer]],
+    *,
+    query: type[Q] = NoQuery,
+    body: type[B] = NoBody,
+    body_optional: bool = False,
+    answers: Mapping[int, type[msgspec.Struct]],
+    problems: tuple[int, ...] = (),
+    who: Who = "key",
+    base: str = BASE,
+) -> Route:
+    """A route. `path` is Werkzeug's, below `base`; `answers` has each status of success with the struct of its body.
+
+    `problems` are the statuses that it can end with beyond those that follow from the rest: see `every_problem`.
+    `body_optional`: no body at all counts as `{}`. The handler's docstring describes the route in the API's document.
+    """
+
+    async def respond(parameters: Mapping[str, str], caller: Caller | None) -> Answer:
+        asked = decode_query(request.args, query)
+        given = msgspec.convert({}, body) if body is NoBody else await read_body(request, body, optional=body_optional)
+        return await handler(Call(parameters, asked, given, caller))
+
+    return Route(
+        method=method,
+        path=base + path,
+        name=handler.__name__,
+        doc=handler.__doc__ or "",
+        who=who,
+        query=query,
+        body=body,
+        body_optional=body_optional,
+        answers=answers,
+        problems=problems,
+        respond=respond,
+    )
+
+
+def every_problem(chosen: Route) -> list[int]:
+    """Every problem status that a caller of the route may meet, ascending; 500 apart, which is a bug."""
+    found = {422, *chosen.problems}  # 422 at least for parameters that nobody knows
+    if chosen.who != "anyone":
+        found |= {401, 503}
+    if chosen.who == "ops" or "customer_id" in (*chosen.query.__struct_fields__, *chosen.body.__struct_fields__):
+        found.add(403)
+    if chosen.takes_body:
+        found |= {400, 408, 413, 415}
+    return sorted(found)
+
+
+def view_of(chosen: Route, pool: Pool) -> Callable[..., Awaitable[Response]]:
+    """The Quart view of a route. The key comes first, so that strangers cost one look-up and learn nothing."""
+
+    async def view(**path: str) -> Response:
+        caller = None
+        if chosen.who != "anyone":
+            caller = await authenticate(pool, request.headers)
+            g.key_id = caller.key_id  # for the access log
+            if chosen.who == "ops":
+                caller.require_ops()
+        answer = await chosen.respond(path, caller)
+        return Response(msgspec.json.encode(answer.body), answer.status, content_type="application/json")
+
+    view.__name__ = chosen.name
+    view.__doc__ = chosen.doc
+    return view

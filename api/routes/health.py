@@ -1,0 +1,64 @@
+"""GET /healthz and /readyz, at the root: is the process alive, and can it do its work."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from api.errors import RETRY_AFTER_S, Problem
+from api.operation import Answer, Call, NoBody, NoQuery, Route, route
+from api.services import PROBE_S, Services
+from daemon.errors import SchemaMismatch
+from daemon.store.migrate import check_version
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """Database, schema and LISTEN connection are fine. `shards` of the 64 are this process' own."""
+
+    database: Literal["ok"]
+    database_schema: Literal["ok"]
+    listening: bool
+    shards: int
+    status: Literal["ready"] = "ready"
+
+
+def routes(services: Services) -> list[Route]:
+    """The routes of this noun."""
+
+    async def get_healthz(_: Call[NoQuery, NoBody]) -> Answer:
+        """Tell whether the process lives.
+
+        Asks nothing of the database: a database that is away is no reason to restart this process.
+        """
+        return Answer(200, Health())
+
+    async def get_readyz(_: Call[NoQuery, NoBody]) -> Answer:
+        """Tell whether the process can do its work.
+
+        Ready means: the database answers, its schema is this program's, and the LISTEN connection is up.
+        """
+        async with services.pool.connection(PROBE_S) as conn:
+            try:
+                await check_version(conn)
+            except SchemaMismatch as e:
+                raise _not_ready("schema_mismatch", f"{e}.") from e
+        state = services.readiness()
+        if not state.listening:
+            raise _not_ready("not_listening", "The connection that hears of new events is not up.")
+        return Answer(200, Ready(database="ok", database_schema="ok", listening=True, shards=state.shards))
+
+    return [
+        route("GET", "/healthz", get_healthz, who="anyone", base="", answers={200: Health}),
+        route("GET", "/readyz", get_readyz, who="anyone", base="", answers={200: Ready}, problems=(503,)),
+    ]
+
+
+def _not_ready(code: str, detail: str) -> Problem:
+    return Problem(503, code, detail, headers={"Retry-After": str(RETRY_AFTER_S)})

@@ -1,0 +1,98 @@
+"""POST /webhooks/{id}/test: one request to the endpoint, now, and what came of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+import trio
+from msgspec import Meta
+
+from api.errors import Problem, not_found
+from api.fields import EventTypeText
+from api.operation import Answer, Call, NoQuery, Route, route
+from api.routes.webhooks import owned, refuse_unknown
+from api.services import WORK_S, Services
+from daemon.errors import SealBroken
+
+BESIDE_S: Final = 10.0
+"""What a test-fire may take beside the request itself: its turn in the lanes, and recording it."""
+
+
+class TestRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which type the test event has."""
+
+    __test__ = False
+
+    event_type: EventTypeText = "lead.created"
+
+
+class TestDelivery(msgspec.Struct, frozen=True):
+    """The one attempt of a test."""
+
+    __test__ = False
+
+    status_code: int | None
+    success: bool
+    duration_ms: int
+    error: str | None
+
+
+class TestResult(msgspec.Struct, frozen=True):
+    """What came of a test."""
+
+    __test__ = False
+
+    test_event: Annotated[str, Meta(description="The id of the event that was made for the test.")]
+    matched: int
+    delivered: int
+    failed: int
+    deliveries: list[TestDelivery]
+
+
+def routes(services: Services) -> list[Route]:
+    """The routes of this noun."""
+
+    async def test_webhook(call: Call[NoQuery, TestRequest]) -> Answer:
+        """Send a test event to the endpoint.
+
+        One attempt at once, also to a disabled subscription, which stays disabled, and past an open breaker, which a
+        success closes. It is recorded in the log and counts like any other attempt. 400 for an unknown event type,
+        409 where the secret cannot be read.
+        """
+        async with services.pool.connection(WORK_S) as conn:
+            row = await owned(conn, call.caller, call.path)
+            await refuse_unknown(conn, [call.body.event_type])
+        try:
+            with trio.fail_after(services.settings.delivery.timeout_s + BESIDE_S):
+                fired = await services.test_fire(row.id, call.body.event_type)
+        except SealBroken as e:
+            raise Problem(
+                409, "secret_unreadable", "The subscription's secret cannot be read here: rotate it, then try again."
+            ) from e
+        except trio.TooSlowError as e:
+            raise Problem(503, "busy", "Too many slow requests are on their way. Try again soon.") from e
+        if fired is None:  # deleted meanwhile
+            raise not_found("webhook")
+        return Answer(
+            200,
+            TestResult(
+                test_event=fired.event_id,
+                matched=1,
+                delivered=int(fired.success),
+                failed=int(not fired.success),
+                deliveries=[TestDelivery(fired.status_code, fired.success, fired.duration_ms, fired.error)],
+            ),
+        )
+
+    return [
+        route(
+            "POST",
+            "/webhooks/<subscription_id>/test",
+            test_webhook,
+            body=TestRequest,
+            body_optional=True,
+            answers={200: TestResult},
+            problems=(404, 409),
+        ),
+    ]

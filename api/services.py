@@ -1,0 +1,32 @@
+"""What the API is given to work with."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from config.settings import Settings
+from daemon.ids import SubscriptionId
+from daemon.model import Readiness, TestFired
+from daemon.sealing import KeyRing
+from daemon.sender.endpoint import Sender
+from daemon.store.pool import Pool
+
+WORK_S: Final = 5.0
+"""The deadline of a request's own work in the database, which answered the key's look-up a moment ago. A batch of a
+thousand events takes a tenth of it on a busy machine."""
+PROBE_S: Final = 0.8
+"""The same where no key was looked up before: see api.auth.LOOK_UP_S."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """`pool` is the API's own. `test_fire` returns None for a subscription that is not there, raises SealBroken."""
+
+    settings: Settings
+    pool: Pool
+    ring: KeyRing
+    sender: Sender
+    test_fire: Callable[[SubscriptionId, str], Awaitable[TestFired | None]]
+    readiness: Callable[[], Readiness]
