@@ -28,6 +28,10 @@ class CommitUnknown(DatabaseUnavailable):
     """A COMMIT was sent and its answer never came: it may or may not have happened."""
 
 
+class BatchRefused(DealixError):
+    """The database does not take a batch of results as it is: a bug, not an outage."""
+
+
 class SchemaMismatch(DealixError):
     """The database's schema is older or newer than this program."""
 

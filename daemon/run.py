@@ -14,11 +14,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
-from hypercorn.config import Config as ServerConfig
-from hypercorn.trio import serve as serve_http
 
-from api.app import Services, create_app
-from config.settings import load
+from api import server
+from api.app import create_app
+from api.services import Services
+from config.settings import Settings, keys, load
 from config.sources import ConfigError
 from daemon import log as logs
 from daemon.actors.engine import Engine
@@ -33,7 +33,6 @@ from daemon.systemd import Notifier, watchdog_s
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from config.settings import Settings
     from daemon.store.connection import Connection
 
 log = logs.get("daemon")
@@ -147,20 +146,17 @@ class Daemon:
         await self.api_pool.aclose()
 
     async def _serve_until_stopped(self, services: Services, engine: Engine) -> None:
-        config = ServerConfig()
-        config.bind = [self.settings.api.bind]
-        config.graceful_timeout = API_GRACE_S
-        config.include_server_header = False
-        config.accesslog = None
-        config.errorlog = None
+        listener = server.listen(self.settings.api.bind)
         async with trio.open_nursery() as serving:
-            bound = await serving.start(
-                partial(serve_http, create_app(services), config, shutdown_trigger=self.stopping.wait)
-            )
-            serving.start_soon(self._say_ready, bound[0], engine)
-            await self.stopping.wait()
+            start = partial(server.serve, create_app(services), [listener], stop=self.stopping, grace_s=API_GRACE_S)
+            urls: list[str] = await serving.start(start)
+            async with trio.open_nursery() as announcing:
+                announcing.start_soon(self._say_ready, urls[0], engine)
+                await self.stopping.wait()
+                announcing.cancel_scope.cancel()
             log.info("daemon.stopping")
             self.notifier.stopping("finishing requests in flight")
+            # The server is not cancelled: what it began it answers, within its grace.
 
     async def _say_ready(self, url: str, engine: Engine) -> None:
         """Once the schema is right and the API answers, only LISTEN is still missing."""
@@ -191,13 +187,7 @@ class Daemon:
             log.error("config.refused", faults=str(e))
         else:
             logs.configure(fresh.log)
-            kept = [
-                f"{group}.{key}"
-                for group in ("database", "api", "delivery", "egress", "intake", "retention")
-                for key in type(getattr(fresh, group)).model_fields
-                if getattr(getattr(fresh, group), key) != getattr(getattr(self.settings, group), key)
-            ]
-            log.info("config.reloaded", needs_restart=kept)
+            log.info("config.reloaded", needs_restart=_changed(self.settings, fresh))
         self.notifier.ready("reloaded")
 
     async def _feed_watchdog(self) -> None:
@@ -212,3 +202,16 @@ class Daemon:
             await trio.sleep(1.0)
             if embedded.ensure_running():
                 log.warning("embedded_postgres.restarted", pid=embedded.pid)
+
+
+def _changed(old: Settings, new: Settings) -> list[str]:
+    """The settings that differ and take effect only at a start: all but the log's format and level."""
+    pairs = [(key, _value(old, key), _value(new, key)) for key in keys()]
+    return [key for key, before, after in pairs if before != after and key not in {"log.format", "log.level"}]
+
+
+def _value(settings: Settings, key: str) -> object:
+    value: object = settings
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value

@@ -68,7 +68,7 @@ class Engine:
             timeout_s=delivery.timeout_s,
             allow_localhost=egress.allow_localhost,
             allow_networks=egress.allow_networks,
-            proxy_url=egress.proxy_url.get_secret_value() if egress.proxy_url else None,
+            proxy_url=egress.proxy_url,
             ca_file=ca_file,
         )
         self.observer = Observer(log_all=settings.log.attempts == "all")

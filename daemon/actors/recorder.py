@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import psycopg
 import trio
 
-from daemon.errors import DatabaseUnavailable
+from daemon.errors import BatchRefused, DatabaseUnavailable
 from daemon.log import get
 from daemon.model import AttemptRecord
 from daemon.store import record as store
-from daemon.store.outage import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +88,7 @@ class Recorder:
         while True:
             try:
                 health = await self._write(batch, again=again)
-            except (DatabaseUnavailable, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure) as e:
+            except DatabaseUnavailable as e:
                 again = True
                 if self._send_is_closed() and deadline == float("inf"):
                     deadline = trio.current_time() + LAST_WRITE_S
@@ -100,20 +98,20 @@ class Recorder:
                 log.warning("results.waiting_for_database", count=len(batch), error=str(e), retry_in_s=pause_s)
                 await trio.sleep(pause_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-            except psycopg.Error as e:
+            except BatchRefused as e:
                 await self._refused(batch, e)
                 return
             else:
                 self._done(batch, health)
                 return
 
-    async def _refused(self, batch: Sequence[AttemptRecord], error: psycopg.Error) -> None:
+    async def _refused(self, batch: Sequence[AttemptRecord], error: BatchRefused) -> None:
         """The database does not take this batch as it is: a bug. One bad row must not cost the others."""
         if len(batch) > 1:
             for record in batch:
                 await self._record([record])
         else:
-            log.error("result.refused", attempt_id=batch[0].id, sqlstate=error.sqlstate, error=first_line(error))
+            log.error("result.refused", attempt_id=batch[0].id, error=str(error))
             self._done(batch, [])
 
     async def _write(self, batch: Sequence[AttemptRecord], *, again: bool) -> list[Health]:

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import psycopg
 
+from daemon.errors import BatchRefused
 from daemon.policy.latency import BUCKETS, bucket
+from daemon.store.outage import first_line, outage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -184,17 +187,21 @@ _RECORD: Final = """
 async def record(conn: Connection, records: Sequence[AttemptRecord], *, disable_after: int) -> list[Health]:
     """Write a batch, all or nothing. Returns the subscriptions that have failures in a row now.
 
+    Raises BatchRefused where the database does not take it.
     A late result (its delivery was taken over meanwhile) replaces the `interrupted` row of the same attempt.
     """
-    cursor = await conn.execute(
-        _RECORD,
-        {
-            "attempts": msgspec.json.encode(records).decode(),
-            "health": msgspec.json.encode(fold_health(records)).decode(),
-            "stats": msgspec.json.encode(fold_stats(records)).decode(),
-            "disable_after": disable_after,
-        },
-    )
+    batch = {
+        "attempts": msgspec.json.encode(records).decode(),
+        "health": msgspec.json.encode(fold_health(records)).decode(),
+        "stats": msgspec.json.encode(fold_stats(records)).decode(),
+        "disable_after": disable_after,
+    }
+    try:
+        cursor = await conn.execute(_RECORD, batch)
+    except psycopg.Error as e:
+        if outage(e, connection_lost=conn.closed):
+            raise  # the pool translates it
+        raise BatchRefused(first_line(e)) from e
     health: list[Health] = []
     late: set[str] = set()
     for kind, key, failures, disabled in await cursor.fetchall():
