@@ -224,6 +224,6 @@ END $$;
 
 -- Attempt ids as daemon/ids.py makes them: the millisecond, then 12 random digits.
 CREATE FUNCTION dealix.attempt_id(created_at timestamptz) RETURNS text LANGUAGE sql VOLATILE AS $$
-    SELECT 'dlv_' || lpad(to_hex((extract(epoch FROM created_at) * 1000)::bigint), 12, '0')
+    SELECT 'dlv_' || lpad(to_hex(floor(extract(epoch FROM created_at) * 1000)::bigint), 12, '0')
            || left(replace(gen_random_uuid()::text, '-', ''), 12)
 $$;

@@ -93,7 +93,7 @@ BEGIN
     matched := coalesce(cardinality(ids), 0);
 
     IF event_id IS NULL THEN
-        event_id := 'evt_' || lpad(to_hex((extract(epoch FROM emitted_at) * 1000)::bigint), 12, '0')
+        event_id := 'evt_' || lpad(to_hex(floor(extract(epoch FROM emitted_at) * 1000)::bigint), 12, '0')
                     || left(replace(gen_random_uuid()::text, '-', ''), 12);
     ELSE
         -- Somebody may hand back an id that emit itself once made: that is the same event too.
