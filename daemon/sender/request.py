@@ -13,6 +13,7 @@ _NAMES: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 """RFC 9110 section 5.6.2, token."""
 _VALUES: Final = re.compile(r"[\t\x20-\x7e]*")
 _TARGET: Final = re.compile(r"/[\x21-\x7e]*")
+_HOST: Final = re.compile(r"[0-9a-z_.:-]+")
 _OWN: Final = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer", "upgrade", "expect"}
 )
@@ -33,7 +34,7 @@ def build(target: Target, headers: Sequence[tuple[str, str]], body: bytes) -> by
         raise RequestUnsafe("a header value has characters that a header cannot carry")
     if not _OWN.isdisjoint([name.lower() for name in names]):
         raise RequestUnsafe("a header would change the message's framing")
-    if not _TARGET.fullmatch(target.path_and_query) or not _VALUES.fullmatch(target.host):
+    if not _TARGET.fullmatch(target.path_and_query) or not _HOST.fullmatch(target.host):
         raise RequestUnsafe("the target has characters that a request line cannot carry")
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
     head = (

@@ -2,7 +2,7 @@
 
 The parser is llhttp in its strict mode. It refuses what proxies and servers have been seen to disagree about (both
 lengths, folded headers, bare line feeds, NUL); what it leaves to its user is done here: how large, how many, which
-version, and that nothing follows the answer.
+version, and that nothing but empty lines (which llhttp passes over) follows the answer.
 """
 
 from __future__ import annotations
