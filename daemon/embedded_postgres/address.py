@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from daemon.embedded_postgres.cluster import Cluster
+from daemon.embedded_postgres.cluster import SOCKET, Cluster
 from daemon.embedded_postgres.lock import open_owned
 from daemon.errors import EmbeddedPostgresFailed
 
 NAME: Final = "dealix"
 """The superuser and the database."""
 
-SOCKET: Final = ".s.PGSQL.5432"
 SUN_PATH_BYTES: Final = 107
 """unix(7): sun_path is 108 bytes with its closing NUL."""
 

@@ -109,6 +109,7 @@ def _copy(site: Path, home: Path, account: Account) -> Path:
     if not home.exists():
         home.mkdir(parents=True)
         home.chmod(0o755)  # our own directory: a umask is not to hide it
+    _demand_roots_own(home)
     target = home / _copy_name()
     if not target.exists():
         staging = Path(tempfile.mkdtemp(prefix=".postgres-", dir=home))
@@ -151,8 +152,7 @@ def _rename(staging: Path, target: Path) -> None:
             raise
 
 
-def _demand_roots_own(target: Path) -> None:
-    for path in (target.parent, target):
-        found = path.lstat()
-        if found.st_uid != 0 or found.st_mode & 0o022:
-            raise EmbeddedPostgresFailed(f"{path} can be changed by others than root")
+def _demand_roots_own(place: Path) -> None:
+    found = place.lstat()
+    if found.st_uid != 0 or found.st_mode & 0o022:
+        raise EmbeddedPostgresFailed(f"{place} can be changed by others than root")

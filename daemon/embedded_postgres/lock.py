@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 import time
 from pathlib import Path
 from typing import Final
 
-from daemon.embedded_postgres.processes import holders, kill_orphans
+from daemon.embedded_postgres.processes import ORPHAN_GRACE_S, holders, kill_orphans
 from daemon.errors import EmbeddedPostgresFailed
 
 POLL_S: Final = 0.02
-ORPHAN_GRACE_S: Final = 0.3
-"""How long processes that lost their postmaster may take to leave by themselves; idle ones need a few milliseconds."""
 
 
 class LockTaken(EmbeddedPostgresFailed):
@@ -39,11 +39,19 @@ def acquire(path: Path, cluster: Path, timeout_s: float) -> int:
 
 
 def open_owned(path: Path, flags: int) -> int:
-    """Opens `path`, if need be made with mode 0600 and for its directory's owner, as root's help must stay usable."""
+    """Opens `path`, if need be made with mode 0600 and for its directory's owner: root's help must stay usable.
+
+    A link is never followed. Raises OSError.
+    """
     try:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except FileExistsError:
-        return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            os.close(descriptor)  # somebody has put another name of one of root's files here, say
+            raise PermissionError(errno.EPERM, "not a plain file of one name", str(path)) from None
+        return descriptor
     if os.geteuid() == 0:
         home = path.parent.stat()
         os.fchown(descriptor, home.st_uid, home.st_gid)

@@ -8,15 +8,22 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from daemon.embedded_postgres.account import Account
+from daemon.errors import EmbeddedPostgresFailed
 
 PR_SET_PDEATHSIG: Final = 1
 """prctl(2): the signal that a process gets when the thread that forked it ends. Linux only; execve keeps it."""
+
+ORPHAN_GRACE_S: Final = 0.3
+"""How long processes that lost their postmaster may take to leave by themselves; idle ones need a few milliseconds."""
+
+POLL_S: Final = 0.01
 
 ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 """All that a Postgres process is told: PG* variables would change it, and our own environment may hold secrets."""
@@ -84,6 +91,11 @@ class Member:
     parent: int
     title: str
 
+    @property
+    def is_child(self) -> bool:
+        """Whether the postmaster forked it: only its children call themselves `postgres: …`."""
+        return self.title.startswith("postgres: ")
+
 
 def members(cluster: Path) -> list[Member]:
     """The cluster's processes as far as /proc shows them to us: all of them, for their own account and for root."""
@@ -99,13 +111,32 @@ def kill_orphans(cluster: Path) -> None:
 
     Idle ones leave by themselves in milliseconds, but a busy query would go on for minutes and keep the next server
     out. The shared memory they work on is lost already, so there is nothing left that a gentler end would save. A
-    postmaster that is just starting is never meant: only its children call themselves `postgres: …`.
+    postmaster that is just starting is never meant.
     """
     family = members(cluster)
     pids = {member.pid for member in family}
     for member in family:
-        if member.title.startswith("postgres: ") and member.parent not in pids:
+        if member.is_child and member.parent not in pids:
             _kill(member, cluster)
+
+
+def await_end_of_family(cluster: Path, ends_at: float) -> None:
+    """Returns when no process of the cluster is left; orphans that linger are killed. To be called under the lock.
+
+    Raises EmbeddedPostgresFailed at `ends_at` (monotonic), or soon where a postmaster is among them: the lock was free,
+    so it is none of ours, but somebody's who started it by hand.
+    """
+    grace_ends_at = time.monotonic() + ORPHAN_GRACE_S
+    while family := members(cluster):
+        now = time.monotonic()
+        left = ", ".join(f"pid {member.pid} ({member.title})" for member in family)
+        if now > grace_ends_at:
+            if not all(member.is_child for member in family):
+                raise EmbeddedPostgresFailed(f"{cluster} is in use by a Postgres of somebody else's: {left}")
+            kill_orphans(cluster)
+        if now > ends_at:
+            raise EmbeddedPostgresFailed(f"processes of a former server are still in {cluster}: {left}")
+        time.sleep(POLL_S)
 
 
 def holders(path: Path) -> str:
@@ -114,7 +145,7 @@ def holders(path: Path) -> str:
         wanted = path.stat()
     except FileNotFoundError:
         return "nobody"
-    pids = {pid for pid in _pids() if pid != os.getpid() and _has_open(pid, wanted)}
+    pids = {pid for pid in _pids() if _has_open(pid, wanted)}
     heads = [f"pid {pid} ({_text(pid, 'comm').strip()})" for pid in sorted(pids) if _parent(pid) not in pids]
     return ", ".join(heads) or "a process that is hidden from this account"
 

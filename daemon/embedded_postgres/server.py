@@ -20,7 +20,7 @@ from daemon.embedded_postgres.cluster import (
     ENFORCED,
     Cluster,
     as_seen_by,
-    forget_stale_pid,
+    forget_stale_pids,
     is_ready,
     refuse_other_versions,
     write_settings,
@@ -28,16 +28,16 @@ from daemon.embedded_postgres.cluster import (
 from daemon.embedded_postgres.ground import Ground
 from daemon.embedded_postgres.initdb import initialise
 from daemon.embedded_postgres.installation import binaries_for
-from daemon.embedded_postgres.lock import ORPHAN_GRACE_S, LockTaken, acquire
+from daemon.embedded_postgres.lock import LockTaken, acquire
 from daemon.embedded_postgres.log_file import LogFile
-from daemon.embedded_postgres.processes import kill_orphans, members
+from daemon.embedded_postgres.processes import await_end_of_family, members
 from daemon.errors import EmbeddedPostgresFailed
 
 POLL_S: Final = 0.01
 LEAST_S: Final = 5.0
 """What a start still gets when the wait for the lock used up its time."""
-QUIT_S: Final = 6.0
-"""After SIGQUIT the postmaster itself SIGKILLs its children after 5 s."""
+QUIT_S: Final = 2.0
+"""For an end without a checkpoint, which takes milliseconds unless a process hangs, and for what SIGKILL leaves."""
 CONNECT_S: Final = 2
 """libpq takes no less."""
 
@@ -55,8 +55,9 @@ class EmbeddedPostgres:
     def start(cls, data_dir: Path, *, timeout_s: float = 60) -> Self:
         """Starts the server on `data_dir` and returns when it answers; makes the data where there is none (0.8 s).
 
-        Waits for a predecessor's real exit. Raises EmbeddedPostgresFailed when `timeout_s` are over, or at once where
-        waiting would not help; LockTaken, one of those, where another process still holds the data.
+        Waits for a predecessor's real exit. Raises EmbeddedPostgresFailed when `timeout_s` are over (a wait for the lock
+        leaves 5 s at least), or at once where waiting would not help; LockTaken, one of those, where another process
+        still holds the data.
         """
         if sys.platform != "linux":
             raise EmbeddedPostgresFailed("the embedded Postgres is for Linux: set database.url to a server of your own")
@@ -119,8 +120,8 @@ class EmbeddedPostgres:
         cluster, account, log = self._ground.cluster, self._ground.account, self._ground.log
         arguments = ["-D", as_seen_by(account, cluster.path), *(f"--{setting}" for setting in ENFORCED)]
         while True:
-            forget_stale_pid(cluster)
-            _await_end_of_orphans(cluster, ends_at)
+            await_end_of_family(cluster.path, ends_at)
+            forget_stale_pids(cluster)
             write_settings(cluster, account)
             mark = log.size_bytes()
             self._process = self._ground.spawn("postgres", arguments, cluster.path, ends_by=signal.SIGINT)
@@ -142,7 +143,7 @@ class EmbeddedPostgres:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(patience_s)
                 break
-        _await_end_of_orphans(self._ground.cluster, time.monotonic() + QUIT_S)
+        await_end_of_family(self._ground.cluster.path, time.monotonic() + QUIT_S)
 
 
 def running_url(data_dir: Path) -> str | None:
@@ -181,8 +182,8 @@ def _take(cluster: Cluster, timeout_s: float, undo: contextlib.ExitStack) -> Gro
     log = LogFile.open(cluster.log)
     undo.callback(log.close)
     log.trim()
-    refuse_other_versions(cluster)
     account = account_for(cluster.data_dir, cluster.path)
+    refuse_other_versions(cluster)
     return Ground(cluster, account, binaries_for(account, cluster.data_dir), held, log)
 
 
@@ -205,18 +206,6 @@ def _answers(url: str, *, make_database: bool) -> bool:
             return known is not None or make_database
     except psycopg.OperationalError:
         return False
-
-
-def _await_end_of_orphans(cluster: Cluster, ends_at: float) -> None:
-    """Returns when no process of a former postmaster is left; those that linger are killed."""
-    patience_ends_at = time.monotonic() + ORPHAN_GRACE_S
-    while family := members(cluster.path):
-        if time.monotonic() > ends_at:
-            left = ", ".join(f"pid {member.pid} ({member.title})" for member in family)
-            raise EmbeddedPostgresFailed(f"processes of a former server are still in {cluster.path}: {left}")
-        if time.monotonic() > patience_ends_at:
-            kill_orphans(cluster.path)
-        time.sleep(POLL_S)
 
 
 def _absolute(data_dir: Path) -> Path:
