@@ -21,7 +21,7 @@ from __future__ import annotations
 import select
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Generic, NoReturn, TypeVar, cast
@@ -124,7 +124,12 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             raise psycopg.ProgrammingError("open the transaction first, and the pipeline inside it")
         outermost = self.pgconn.transaction_status == TransactionStatus.IDLE
         tx = AsyncTransaction(self, savepoint_name, force_rollback)
-        await tx.__aenter__()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            await tx.__aenter__()
+        except _INTERRUPTIONS:
+            self._abort()  # psycopg's own way back was interrupted too: it counts a level that is not there
+            raise
         try:
             yield tx
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -238,18 +243,20 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 
     async def _settle(self, gen: PQGen[_T] | None) -> _Answer[_T] | None:
         """End what was interrupted: its answer if it succeeded after all, else None."""
-        if self._grace_ends is not None:  # it is the grace that has run out
-            self._abort()
-            return None
         answer = None
         whole = self.pgconn.pipeline_status == PipelineStatus.OFF
-        with self._grace():
-            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
-                answer = await self._last_answer(gen if whole else None)
-        if not whole or self.pgconn.transaction_status == TransactionStatus.ACTIVE:
-            self._abort()
-            return None
-        return answer
+        if self._grace_ends is None:
+            with self._grace():
+                if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                    answer = await self._last_answer(gen if whole else None)
+            if whole and self.pgconn.transaction_status != TransactionStatus.ACTIVE and not self.closed:
+                return answer
+        # Else this is the grace itself that has run out.
+        self._abort()
+        if gen is not None:
+            with suppress(psycopg.Error, RuntimeError):  # what it would still say to the server
+                gen.close()
+        return None
 
     async def _last_answer(self, gen: PQGen[_T] | None) -> _Answer[_T] | None:
         while True:

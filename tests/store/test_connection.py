@@ -6,18 +6,22 @@ import os
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from typing import Final, LiteralString, cast
 
 import psycopg
 import pytest
 import trio
+import trio.testing
+from psycopg import sql
 from psycopg.pq import TransactionStatus
+from psycopg.rows import TupleRow
 
 from daemon.errors import CommitUnknown
 from daemon.store.connection import GRACE_S, Connection, connect
 from tests.support.postgres import fresh_database
 
-LIMIT_S = 15.0
-ENOUGH = 200_000
+LIMIT_S: Final = 15.0
+ENOUGH: Final = 200_000
 """Rows whose COPY or result is far larger than every buffer on the way."""
 
 
@@ -48,7 +52,7 @@ async def ids(conn: Connection) -> list[int]:
 
 
 async def backend_gone_or_idle(other: Connection, pid: int) -> None:
-    """Returns when the backend `pid` runs nothing and holds no transaction any more; the caller's deadline bounds it."""
+    """Returns when the backend `pid` runs nothing and holds no transaction any more; the caller bounds it."""
     while True:
         cur = await other.execute(
             "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND (state <> 'idle' OR backend_xid IS NOT NULL)", (pid,)
@@ -56,6 +60,11 @@ async def backend_gone_or_idle(other: Connection, pid: int) -> None:
         if await cur.fetchone() is None:
             return
         await trio.sleep(0.01)
+
+
+def stream(conn: Connection, query: LiteralString) -> aclosing[AsyncGenerator[TupleRow]]:
+    """A stream that is closed when the block is left and not when the collector comes by."""
+    return aclosing(cast("AsyncGenerator[TupleRow]", conn.cursor().stream(query)))
 
 
 def usable(conn: Connection) -> bool:
@@ -175,10 +184,11 @@ async def test_a_savepoint_that_is_cancelled_by_its_own_deadline_leaves_the_rest
 
 async def slow_commit(conn: Connection, seconds: float) -> None:
     """From now on a COMMIT after an INSERT takes so long, on this connection."""
-    await conn.execute(
-        f"""CREATE OR REPLACE FUNCTION pg_temp.wait() RETURNS trigger LANGUAGE plpgsql AS
-            $$ BEGIN PERFORM pg_sleep({seconds}); RETURN NULL; END $$"""
+    function = sql.SQL(
+        """CREATE OR REPLACE FUNCTION pg_temp.wait() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_sleep({}); RETURN NULL; END $$"""
     )
+    await conn.execute(function.format(seconds))
     await conn.execute("CREATE TEMP TABLE late (id int)")
     await conn.execute(
         """CREATE CONSTRAINT TRIGGER late AFTER INSERT ON late DEFERRABLE INITIALLY DEFERRED
@@ -295,8 +305,8 @@ async def copy_in_writing(conn: Connection) -> None:
 
 
 async def copy_out_midway(conn: Connection) -> None:
-    query = f"COPY (SELECT repeat('x', 100) FROM generate_series(1, {ENOUGH})) TO STDOUT"
-    async with conn.cursor().copy(query) as copy:
+    query = "COPY (SELECT repeat('x', 100) FROM generate_series(1, %s)) TO STDOUT"
+    async with conn.cursor().copy(query, (ENOUGH,)) as copy:
         await copy.read()
         await trio.sleep_forever()
 
@@ -337,13 +347,13 @@ async def many(conn: Connection) -> None:
 
 
 async def stream_reading(conn: Connection) -> None:
-    async with aclosing(conn.cursor().stream("SELECT i, pg_sleep(0.01) FROM generate_series(1, 10000) i")) as rows:
+    async with stream(conn, "SELECT i, pg_sleep(0.01) FROM generate_series(1, 10000) i") as rows:
         async for _ in rows:
             pass
 
 
 async def stream_asleep(conn: Connection) -> None:
-    async with aclosing(conn.cursor().stream(f"SELECT i FROM generate_series(1, {ENOUGH}) i")) as rows:
+    async with stream(conn, "SELECT generate_series(1, 200000)") as rows:
         async for _ in rows:
             await trio.sleep_forever()
 
@@ -441,7 +451,7 @@ async def test_copy_in_and_out_carry_every_row(url: str) -> None:
 
 async def test_a_stream_that_is_left_early_stops_in_the_server(url: str) -> None:
     async with two(url) as (conn, _):
-        async with aclosing(conn.cursor().stream(f"SELECT i FROM generate_series(1, {ENOUGH}) i")) as rows:
+        async with stream(conn, "SELECT generate_series(1, 200000)") as rows:
             async for row in rows:
                 assert row == (1,)
                 break
@@ -497,15 +507,15 @@ async def test_a_transaction_inside_a_pipeline_is_refused(url: str) -> None:
 
 async def test_two_tasks_take_turns_on_a_connection(url: str) -> None:
     async with two(url) as (conn, _):
-        seen: list[object] = []
+        seen: list[int] = []
 
         async def ask(n: int) -> None:
-            seen.append(await (await conn.execute("SELECT %s::int, pg_sleep(0.01)", (n,))).fetchone())
+            seen.extend(n for (n, _) in await (await conn.execute("SELECT %s::int, pg_sleep(0.01)", (n,))).fetchall())
 
         async with trio.open_nursery() as nursery:
             for n in range(5):
                 nursery.start_soon(ask, n)
-        assert sorted(seen) == [(n, "") for n in range(5)]
+        assert sorted(seen) == list(range(5))
 
 
 async def test_a_waiter_for_its_turn_can_be_cancelled_and_the_next_one_gets_it(url: str) -> None:
@@ -516,12 +526,13 @@ async def test_a_waiter_for_its_turn_can_be_cancelled_and_the_next_one_gets_it(u
                 await conn.execute("SELECT 1")
                 pytest.fail("had a turn")
 
+        async def patient() -> None:
+            await conn.execute("SELECT pg_sleep(0.2)")
+
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(conn.execute, "SELECT pg_sleep(0.3)")
-            await trio.testing.wait_all_tasks_blocked()
-            nursery.start_soon(impatient)
-            await trio.testing.wait_all_tasks_blocked()
-            nursery.start_soon(conn.execute, "SELECT 2")
+            for task in (patient, impatient, patient):
+                nursery.start_soon(task)
+                await trio.testing.wait_all_tasks_blocked()
         assert usable(conn)
 
 

@@ -42,7 +42,11 @@ async def test_waiting_for_a_notification_ends_at_its_time_and_wakes_at_once(own
             assert await conn.next_notifies(0.2) == []
             assert 0.2 <= trio.current_time() - started < 0.4
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(other.execute, "NOTIFY a, 'now'")
+
+                @nursery.start_soon
+                async def send() -> None:
+                    await other.execute("NOTIFY a, 'now'")
+
                 started = trio.current_time()
                 assert [n.payload for n in await conn.next_notifies(5)] == ["now"]
                 assert trio.current_time() - started < 1
@@ -58,7 +62,7 @@ async def test_a_cancelled_wait_loses_nothing(own_server: OwnServer) -> None:
                 @nursery.start_soon
                 async def send() -> None:
                     for i in range(200):
-                        await other.execute(f"NOTIFY a, '{i}'")
+                        await other.execute("SELECT pg_notify('a', %s)", (str(i),))
 
                 while len(seen) < 200:
                     with trio.move_on_after(0.0005):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -58,7 +59,8 @@ class OwnServer:
             try:
                 psycopg.connect(self.url, connect_timeout=2).close()
             except psycopg.OperationalError:
-                assert self._process.poll() is None and time.monotonic() < ends_at, self.log()
+                assert self._process.poll() is None, self.log()
+                assert time.monotonic() < ends_at, self.log()
                 time.sleep(0.01)
             else:
                 return
@@ -88,13 +90,12 @@ class OwnServer:
 
     def freeze(self) -> None:
         """SIGSTOP of all of its processes: sockets stay open, nothing answers. Undone by `thaw`."""
-        for member in members(self.data):
-            os.kill(member.pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)  # those that the postmaster forked meanwhile
 
     def thaw(self) -> None:
         """Undo `freeze`."""
-        for member in members(self.data):
-            os.kill(member.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     def running(self) -> bool:
         """Whether it was started and not ended by a test."""
@@ -116,6 +117,11 @@ class OwnServer:
         """What it said."""
         return (self._home / "log").read_text()
 
+    def _signal(self, number: signal.Signals) -> None:
+        for member in members(self.data):
+            with contextlib.suppress(ProcessLookupError):  # a backend that ends by itself just now
+                os.kill(member.pid, number)
+
     def _spawn(self, program: str, *words: str | Path) -> subprocess.Popen[bytes]:
         with (self._home / "log").open("ab") as log:
             around = Surroundings(self._account, self.data, log.fileno())
@@ -128,7 +134,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="module", params=["18", pytest.param("15", marks=pytest.mark.external_postgres)])
+@pytest.fixture(scope="session", params=["18", pytest.param("15", marks=pytest.mark.external_postgres)])
 def own_cluster(request: pytest.FixtureRequest) -> Iterator[OwnServer]:
     with tempfile.TemporaryDirectory(prefix="dealix-own-") as home:  # pytest's are closed to an unprivileged account
         server = OwnServer(Path(home), DEBIAN_BIN if request.param == "15" else None)
@@ -140,7 +146,7 @@ def own_cluster(request: pytest.FixtureRequest) -> Iterator[OwnServer]:
 
 @pytest.fixture
 def own_server(own_cluster: OwnServer) -> Iterator[OwnServer]:
-    """A server of this module's own that runs when the test begins; the test may do what it likes to it."""
+    """A server that runs when the test begins; the test may freeze, kill and restart it."""
     if not own_cluster.running():
         own_cluster.start()
     yield own_cluster
