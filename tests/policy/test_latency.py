@@ -1,0 +1,44 @@
+"""The histogram of durations: in which bucket one falls, and what a percentile of its counts is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.policy.latency import BOUNDS_MS, BUCKETS, bucket, percentile_ms
+
+durations = st.lists(st.integers(0, 60_000), min_size=1, max_size=200)
+
+
+@pytest.mark.parametrize(
+    ("duration_ms", "expected"),
+    [(0, 0), (5, 0), (6, 1), (10, 1), (11, 2), (1000, 7), (1001, 8), (10_000, 10), (10_001, 11), (10**9, 11)],
+)
+def test_upper_bounds_belong_to_their_bucket(duration_ms: int, expected: int) -> None:
+    assert bucket(duration_ms) == expected
+
+
+def counted(given_ms: list[int]) -> list[int]:
+    counts = [0] * BUCKETS
+    for duration_ms in given_ms:
+        counts[bucket(duration_ms)] += 1
+    return counts
+
+
+@given(given_ms=durations, share=st.floats(0, 1))
+def test_a_percentile_is_the_bound_over_the_duration_of_that_rank(given_ms: list[int], share: float) -> None:
+    ordered = sorted(given_ms)
+    rank = next(i for i in range(1, len(ordered) + 1) if i >= share * len(ordered))
+    expected = next((bound for bound in BOUNDS_MS if bound >= ordered[rank - 1]), BOUNDS_MS[-1])
+    assert percentile_ms(counted(given_ms), share) == expected
+
+
+def test_there_is_no_percentile_of_nothing() -> None:
+    assert percentile_ms([0] * BUCKETS, 0.95) is None
+    assert percentile_ms([], 0.5) is None
+
+
+def test_one_outlier_shows_in_the_99th_percentile_and_not_in_the_median() -> None:
+    counts = counted([3] * 98 + [20_000] * 2)
+    assert (percentile_ms(counts, 0.5), percentile_ms(counts, 0.99)) == (5, 10_000)
