@@ -164,15 +164,13 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
     @asynccontextmanager
     async def pipeline(self) -> AsyncGenerator[AsyncPipeline]:
         """Statements are sent without waiting for the answers of those before. Cancelled, it closes the connection."""
+        outermost = self.pgconn.pipeline_status == PipelineStatus.OFF
         try:
             async with super().pipeline() as pipeline:
                 yield pipeline
         except BaseException:
-            # After an error the server has skipped the rest of the pipeline, PREPAREs too, of which psycopg believes
-            # that they were done. Forget all of them; inside a transaction its ROLLBACK will.
-            if self.pgconn.transaction_status == TransactionStatus.IDLE:
-                with self._grace():
-                    await self.execute("DEALLOCATE ALL", prepare=False)
+            if outermost:
+                await self._leave_pipeline()
             raise
 
     async def next_notifies(self, timeout_s: float) -> list[Notify]:
@@ -240,6 +238,14 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             raise
         finally:
             self._committing = False
+
+    async def _leave_pipeline(self) -> None:
+        """After an error in it, whose rest the server has skipped, PREPAREs too, which psycopg believes were done."""
+        if self.pgconn.pipeline_status != PipelineStatus.OFF:  # answers are missing: the backend was killed
+            self._abort()
+        elif self.pgconn.transaction_status == TransactionStatus.IDLE:  # else the ROLLBACK forgets them
+            with self._grace():
+                await self.execute("DEALLOCATE ALL", prepare=False)
 
     async def _settle(self, gen: PQGen[_T] | None) -> _Answer[_T] | None:
         """End what was interrupted: its answer if it succeeded after all, else None."""
