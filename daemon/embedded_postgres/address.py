@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -47,6 +48,15 @@ def socket_directory(cluster: Cluster) -> Path:
         else:
             return link
     raise EmbeddedPostgresFailed(f"{plain} is too long for a socket, and has no short name; {'; '.join(faults)}")
+
+
+def withdraw(cluster: Cluster) -> None:
+    """Removes the link and its private directory, if there are any."""
+    with contextlib.suppress(OSError, EmbeddedPostgresFailed):
+        directory = socket_directory(cluster)
+        if directory != cluster.path:
+            directory.unlink()
+            directory.parent.rmdir()
 
 
 def publish(cluster: Cluster) -> None:

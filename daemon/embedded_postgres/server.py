@@ -15,7 +15,7 @@ from typing import Final, Self
 import psycopg
 
 from daemon.embedded_postgres.account import account_for
-from daemon.embedded_postgres.address import NAME, publish, published, socket_directory, url_through
+from daemon.embedded_postgres.address import NAME, publish, published, socket_directory, url_through, withdraw
 from daemon.embedded_postgres.cluster import (
     ENFORCED,
     Cluster,
@@ -55,9 +55,9 @@ class EmbeddedPostgres:
     def start(cls, data_dir: Path, *, timeout_s: float = 60) -> Self:
         """Starts the server on `data_dir` and returns when it answers; makes the data where there is none (0.8 s).
 
-        Waits for a predecessor's real exit. Raises EmbeddedPostgresFailed when `timeout_s` are over (a wait for the lock
-        leaves 5 s at least), or at once where waiting would not help; LockTaken, one of those, where another process
-        still holds the data.
+        Waits for a predecessor's real exit. Raises EmbeddedPostgresFailed when `timeout_s` are over (a wait for the
+        lock leaves 5 s at least), or at once where waiting would not help; LockTaken, one of those, where another
+        process still holds the data.
         """
         if sys.platform != "linux":
             raise EmbeddedPostgresFailed("the embedded Postgres is for Linux: set database.url to a server of your own")
@@ -112,6 +112,7 @@ class EmbeddedPostgres:
             self._end(timeout_s)
         finally:
             self._process = None
+            withdraw(self._ground.cluster)
             self._ground.log.close()
             os.close(self._ground.lock)
 

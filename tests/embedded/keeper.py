@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
+import psycopg
 import pytest
 
 from daemon.embedded_postgres.processes import members
@@ -34,12 +34,12 @@ NOBODY: Final = 65534
 class Way:
     """How a keeper is run: where it imports from, as whom, and what it finds in its environment."""
 
-    imports: Path = ROOT
+    imports: Path
     uid: int | None = None
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
-AS_WE_ARE: Final = Way()
+AS_WE_ARE: Final = Way(ROOT, environment={"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])})
 
 
 @dataclass(slots=True)
@@ -121,7 +121,7 @@ def interpreter(uid: int | None) -> str:
 
 def install(into: Path) -> Path:
     """Puts the product and what it needs for a keeper into a directory of its own, and returns that."""
-    site = Path(sysconfig.get_path("purelib"))
+    site = Path(psycopg.__file__).parents[1]
     into.mkdir(mode=0o700)
     without = shutil.ignore_patterns("__pycache__", "include")
     shutil.copytree(ROOT / "daemon", into / "daemon", ignore=without)

@@ -101,20 +101,20 @@ def test_roots_copy_of_the_binaries_is_made_once_and_can_be_changed_by_root_alon
     assert not [path for path in copy.rglob("*") if path.stat().st_uid != 0 or path.stat().st_mode & 0o022]
 
 
-def test_a_cache_that_others_can_change_is_not_run_from(closed_home: Path, tmp_path: Path) -> None:
+def test_a_cache_that_others_can_change_is_not_run_from(closed_home: Path, home: Path) -> None:
     account = account_for(closed_home, closed_home / "pg18")
-    tmp_path.chmod(0o777)
+    home.chmod(0o777)
     with pytest.raises(EmbeddedPostgresFailed, match="can be changed by others than root"):
-        _copy(closed_home / "install", tmp_path, account)
-    tmp_path.chmod(0o755)
-    os.chown(tmp_path, NOBODY, NOBODY)
+        _copy(closed_home / "install", home, account)
+    home.chmod(0o755)
+    os.chown(home, NOBODY, NOBODY)
     with pytest.raises(EmbeddedPostgresFailed, match="can be changed by others than root"):
-        _copy(closed_home / "install", tmp_path, account)
+        _copy(closed_home / "install", home, account)
 
 
-def test_a_server_that_works_by_its_current_directory_can_do_everything(tmp_path: Path) -> None:
-    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
-    server = EmbeddedPostgres.start(tmp_path / "data")
+def test_a_server_that_works_by_its_current_directory_can_do_everything(home: Path) -> None:
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    server = EmbeddedPostgres.start(home / "data")
     try:
         with psycopg.connect(server.url, autocommit=True) as connection:
             connection.execute("ALTER SYSTEM SET autovacuum_naptime = '1s'")

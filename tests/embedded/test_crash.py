@@ -19,12 +19,6 @@ from tests.embedded.keeper import END_S, keeping, run_keeper, wait_until
 pytestmark = pytest.mark.timeout(30)
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data that the tests of this module share; no server runs on it between them."""
-    return tmp_path_factory.mktemp("data") / "dealix"
-
-
 def committed_rows(url: str) -> int:
     """The highest row, after a look that none below it is missing."""
     with psycopg.connect(url) as connection:

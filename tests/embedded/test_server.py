@@ -40,12 +40,6 @@ def tell(url: str, *statements: str) -> None:
             connection.execute(statement.encode())
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data that the tests of this module share; no server runs on it between them."""
-    return tmp_path_factory.mktemp("data") / "dealix"
-
-
 @pytest.fixture
 def server(data_dir: Path) -> Iterator[EmbeddedPostgres]:
     running = EmbeddedPostgres.start(data_dir)
@@ -53,8 +47,8 @@ def server(data_dir: Path) -> Iterator[EmbeddedPostgres]:
     running.stop()
 
 
-def test_the_first_start_makes_the_data_and_the_next_one_finds_it(tmp_path: Path) -> None:
-    data_dir = tmp_path / "made" / "dealix"
+def test_the_first_start_makes_the_data_and_the_next_one_finds_it(home: Path) -> None:
+    data_dir = home / "made" / "dealix"
     first = EmbeddedPostgres.start(data_dir)
     tell(first.url, "CREATE TABLE found (n int)", "INSERT INTO found VALUES (7)")
     first.stop()
@@ -140,8 +134,8 @@ def test_a_server_that_cannot_shut_down_is_killed_and_keeps_what_was_committed(d
         assert ask(url, "SELECT n FROM kept_by_force") == 1
 
 
-def test_other_processes_find_the_server_while_it_runs_and_only_then(data_dir: Path, tmp_path: Path) -> None:
-    assert running_url(tmp_path) is None
+def test_other_processes_find_the_server_while_it_runs_and_only_then(data_dir: Path, home: Path) -> None:
+    assert running_url(home) is None
     assert running_url(data_dir) is None
     server = EmbeddedPostgres.start(data_dir)
     try:
@@ -195,41 +189,43 @@ def cluster_directory(data_dir: Path) -> Path:
     return path
 
 
-def test_data_of_another_version_is_refused(tmp_path: Path) -> None:
-    (cluster_directory(tmp_path) / "PG_VERSION").write_text("17\n")
+def test_data_of_another_version_is_refused(home: Path) -> None:
+    (cluster_directory(home) / "PG_VERSION").write_text("17\n")
     with pytest.raises(EmbeddedPostgresFailed, match=r"pg18 holds data of Postgres 17, .* brings 18"):
-        EmbeddedPostgres.start(tmp_path)
+        EmbeddedPostgres.start(home)
 
 
-def test_an_older_cluster_beside_is_not_passed_over_with_an_empty_one(tmp_path: Path) -> None:
-    marker = tmp_path / "pg17" / "PG_VERSION"
+def test_an_older_cluster_beside_is_not_passed_over_with_an_empty_one(home: Path) -> None:
+    marker = home / "pg17" / "PG_VERSION"
     marker.parent.mkdir()
     marker.write_text("17\n")
     with pytest.raises(EmbeddedPostgresFailed, match=r"holds pg17, .*pg_dump"):
-        EmbeddedPostgres.start(tmp_path)
-    assert not (tmp_path / "pg18").exists()
+        EmbeddedPostgres.start(home)
+    assert not (home / "pg18").exists()
 
 
-def test_a_directory_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
-    (cluster_directory(tmp_path) / "letter.txt").write_text("dear")
+def test_a_directory_with_something_else_in_it_is_refused(home: Path) -> None:
+    (cluster_directory(home) / "letter.txt").write_text("dear")
     with pytest.raises(EmbeddedPostgresFailed, match="not empty"):
-        EmbeddedPostgres.start(tmp_path)
-    assert (tmp_path / "pg18" / "letter.txt").read_text() == "dear"
+        EmbeddedPostgres.start(home)
+    assert (home / "pg18" / "letter.txt").read_text() == "dear"
 
 
-def test_an_initdb_that_was_interrupted_leaves_no_half_cluster(tmp_path: Path) -> None:
-    process = run_keeper(tmp_path)
-    wait_until((tmp_path / "pg18.init" / "PG_VERSION").exists)
-    process.kill()
-    process.communicate()
-    assert not (tmp_path / "pg18").exists()
-    with attached(tmp_path) as url:
+def test_an_initdb_that_was_interrupted_leaves_no_half_cluster(home: Path) -> None:
+    process = run_keeper(home)
+    try:
+        wait_until((home / "pg18.init" / "PG_VERSION").exists, within_s=20)
+    finally:
+        process.kill()
+        process.communicate()
+    assert not (home / "pg18").exists()
+    with attached(home) as url:
         assert ask(url, "SELECT 1") == 1
-    assert not (tmp_path / "pg18.init").exists()
+    assert not (home / "pg18.init").exists()
 
 
-def test_a_path_too_long_for_a_socket_gets_a_short_private_name(tmp_path: Path) -> None:
-    data_dir = tmp_path / ("long" * 30) / "dealix"
+def test_a_path_too_long_for_a_socket_gets_a_short_private_name(home: Path) -> None:
+    data_dir = home / ("long" * 30) / "dealix"
     server = EmbeddedPostgres.start(data_dir)
     try:
         link = Path(server.url.partition("host=")[2].partition("&")[0])
@@ -245,10 +241,11 @@ def test_a_path_too_long_for_a_socket_gets_a_short_private_name(tmp_path: Path) 
         assert running_url(data_dir) == server.url
     finally:
         server.stop()
+    assert not link.parent.exists()
 
 
-def test_a_short_name_that_somebody_else_holds_is_not_used(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path / ("long" * 30))
+def test_a_short_name_that_somebody_else_holds_is_not_used(home: Path) -> None:
+    cluster = Cluster(home / ("long" * 30))
     first = socket_directory(cluster)
     first.parent.chmod(0o755)  # now others may look into it: it could as well be theirs
     try:
@@ -330,11 +327,11 @@ def test_the_log_stays_small(server: EmbeddedPostgres, data_dir: Path) -> None:
     assert b"\0" not in log.read_bytes()
 
 
-def test_a_log_that_is_another_name_of_somebody_elses_file_is_not_written(tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
+def test_a_log_that_is_another_name_of_somebody_elses_file_is_not_written(home: Path) -> None:
+    victim = home / "victim"
     victim.write_text("precious")
     for plant in (os.link, os.symlink):
-        data_dir = tmp_path / plant.__name__
+        data_dir = home / plant.__name__
         data_dir.mkdir()
         plant(victim, data_dir / "pg18.log")
         with pytest.raises(EmbeddedPostgresFailed, match=r"pg18\.log"):

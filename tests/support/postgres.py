@@ -34,11 +34,12 @@ def fresh_database(url: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def embedded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def embedded_server() -> Iterator[str]:
     """The libpq URL of an embedded Postgres; each test makes its own `fresh_database` on it."""
-    server = EmbeddedPostgres.start(tmp_path_factory.mktemp("embedded"))
-    yield server.url
-    server.stop()
+    with tempfile.TemporaryDirectory(prefix="dealix-embedded-") as home:  # pytest's own would be kept for three runs
+        server = EmbeddedPostgres.start(Path(home))
+        yield server.url
+        server.stop()
 
 
 @pytest.fixture(scope="session")
