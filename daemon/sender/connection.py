@@ -72,8 +72,7 @@ class Connection:
         except ssl.SSLCertVerificationError as e:
             return Failure("tls", f"The endpoint's certificate was refused: {e.verify_message.rstrip('.')}.")
         except ssl.SSLError as e:
-            reason = (e.reason or "no reason given").replace("_", " ").lower()
-            return Failure("tls", f"The TLS handshake failed: {reason}.")
+            return Failure("tls", f"The TLS handshake failed: {_reason(e)}.")
         except OSError:
             return Failure("tls", "The connection was reset during the TLS handshake.")
         except _TooMuchError:
@@ -111,7 +110,7 @@ class Connection:
                 nursery.cancel_scope.cancel()
         if reader.head_complete:
             return None
-        self.was_stale = reused and not reader.received_bytes and failure.kind == "reset"
+        self.was_stale = reused and not reader.received_bytes and failure.kind in {"reset", "tls"}
         return failure
 
     def may_be_kept(self, reader: ResponseReader) -> bool:
@@ -142,8 +141,8 @@ class Connection:
         while not reader.finished:
             try:
                 data = await self._receive()
-            except ssl.SSLError:
-                return Failure("tls", "The TLS connection broke before an answer came.")
+            except ssl.SSLError as e:
+                return Failure("tls", f"The TLS connection broke before an answer came: {_reason(e)}.")
             except OSError:
                 return Failure("reset", "The connection was reset before an answer came.")
             except _TooMuchError:
@@ -233,6 +232,11 @@ class Connection:
     async def _send_rest_quietly(self) -> None:
         with contextlib.suppress(OSError):  # as in _flush
             await self._send_rest()
+
+
+def _reason(error: ssl.SSLError) -> str:
+    """OpenSSL's name for what went wrong, in words: `UNSUPPORTED_PROTOCOL`, or the alert that the peer sent."""
+    return (error.reason or "no reason given").replace("_", " ").lower()
 
 
 _NO_BIO: Final = ssl.MemoryBIO()

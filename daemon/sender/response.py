@@ -28,6 +28,7 @@ _MAX_TOTAL_BYTES: Final = 64 * 1024
 _KEPT_HEADER_CHARACTERS: Final = 4 * 1024
 _KEPT_HEADERS: Final = 64
 _KEPT_VALUE_CHARACTERS: Final = 1024
+_Utf8Decoder: Final = codecs.getincrementaldecoder("utf-8")
 _UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e\xa1-\xac\xae-\xff]")
 
 
@@ -110,10 +111,12 @@ class ResponseReader:
 
     def outcome(self, duration_ms: int) -> Outcome:
         """The answer as it is stored and shown. Only when the head is complete."""
+        body, truncated = bytes(self._body), not self._whole
+        if len(body) > MAX_BODY_BYTES:
+            body, truncated = body[:MAX_BODY_BYTES], True
+        # An incremental decoder drops a character that the cut went through instead of marking it as damage.
+        text = _Utf8Decoder("replace").decode(body) if truncated else body.decode("utf-8", "replace")
         retry_after = next((value for name, value in self._headers if name.lower() == b"retry-after"), None)
-        body, truncated = bytes(self._body[:MAX_BODY_BYTES]), len(self._body) > MAX_BODY_BYTES or not self._whole
-        # An incremental decoder drops a character that the cap cut in two instead of marking it as damage.
-        text = codecs.getincrementaldecoder("utf-8")("replace").decode(body, final=not truncated) if body else ""
         return Outcome(
             status_code=self.status,
             error_kind=None,

@@ -231,6 +231,43 @@ async def test_a_second_answer_in_a_record_of_its_own_never_answers_the_next_req
             nursery.cancel_scope.cancel()
 
 
+async def test_records_without_content_are_not_read_for_ever(authority: Authority, poster: Poster) -> None:
+    context = authority.server("127.0.0.1")
+    context.num_tickets = 3000  # session tickets, 250 bytes each: valid, and of no use to anybody
+    with trio.fail_after(5):
+        async with open_receiver(tls=context) as receiver:
+            outcome = await poster.post(receiver.url())
+    assert (outcome.error_kind, outcome.error) == ("protocol", "The endpoint sent too much without an answer.")
+    assert outcome.duration_ms < 350
+
+
+async def test_an_endpoint_that_wants_a_client_certificate_says_so(authority: Authority, poster: Poster) -> None:
+    """In TLS 1.3 the client's handshake is over before the server looks for the certificate."""
+    context = authority.server("127.0.0.1")
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    async def serve(stream: trio.SocketStream) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(incoming, outgoing, server_side=True)
+        while True:
+            try:
+                tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await stream.send_all(outgoing.read())
+                incoming.write(await stream.receive_some())
+            except ssl.SSLError:
+                await stream.send_all(outgoing.read())
+                return
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            listener, *_ = await nursery.start(trio.serve_tcp, serve, 0)
+            outcome = await poster.post(f"https://127.0.0.1:{listener.socket.getsockname()[1]}/")
+            nursery.cancel_scope.cancel()
+    assert outcome.error_kind == "tls"
+    assert outcome.error == ("The TLS connection broke before an answer came: tlsv13 alert certificate required.")
+
+
 async def test_plain_http_is_not_fallen_back_to(poster: Poster, receiver: Receiver) -> None:
     with trio.fail_after(5):
         outcome = await poster.post(receiver.url().replace("http://", "https://"))
