@@ -62,6 +62,11 @@ class Cluster:
 
     data_dir: Path
 
+    @classmethod
+    def at(cls, data_dir: Path) -> Cluster:
+        """Absolute, with links followed: a short name is made from it, by whichever way one comes to the directory."""
+        return cls(data_dir.expanduser().resolve())
+
     @property
     def path(self) -> Path:
         """The cluster itself, with the major version in its name: 0700 and the server account's own."""
@@ -76,6 +81,11 @@ class Cluster:
     def lock(self) -> Path:
         """Held by the supervisor and every process of its server."""
         return self.data_dir / f"pg{MAJOR}.lock"
+
+    @property
+    def guests(self) -> Path:
+        """Held, shared, by every process that uses a server which it does not keep."""
+        return self.data_dir / f"pg{MAJOR}.guests"
 
     @property
     def log(self) -> Path:

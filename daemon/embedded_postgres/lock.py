@@ -7,6 +7,7 @@ import fcntl
 import os
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -27,13 +28,22 @@ def acquire(path: Path, cluster: Path, timeout_s: float) -> int:
     still holds it. A plain number, not a file object: no garbage collection closes it behind our back.
     Raises LockTaken, naming the holders, when `timeout_s` have passed.
     """
+    return take(path, fcntl.LOCK_EX, timeout_s, lambda: kill_orphans(cluster))
+
+
+def take(path: Path, operation: int, timeout_s: float, meanwhile: Callable[[], None] = lambda: None) -> int:
+    """The descriptor of a flock of either kind; closing it gives it up.
+
+    `meanwhile` is called again and again once the wait takes longer than those who leave by themselves need.
+    Raises LockTaken after `timeout_s`, and OSError.
+    """
     begun = time.monotonic()
-    while (descriptor := _try(path)) is None:
+    while (descriptor := _try(path, operation)) is None:
         waited_s = time.monotonic() - begun
         if waited_s > timeout_s:
             raise LockTaken(f"{path} is still held after {waited_s:.1f} s, by {holders(path)}")
         if waited_s > ORPHAN_GRACE_S:
-            kill_orphans(cluster)
+            meanwhile()
         time.sleep(POLL_S)
     return descriptor
 
@@ -58,10 +68,10 @@ def open_owned(path: Path, flags: int) -> int:
     return descriptor
 
 
-def _try(path: Path) -> int | None:
+def _try(path: Path, operation: int) -> int | None:
     descriptor = open_owned(path, os.O_RDWR)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
     except OSError as e:
         os.close(descriptor)
         if isinstance(e, BlockingIOError):

@@ -1,4 +1,4 @@
-"""The supervisor: start the embedded Postgres, look after it, stop it, or attach to one that runs."""
+"""The supervisor: start the embedded Postgres, look after it, stop it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
 from pathlib import Path
 from typing import Final, Self
 
-import psycopg
-
 from daemon.embedded_postgres.account import account_for
-from daemon.embedded_postgres.address import NAME, publish, published, socket_directory, url_through, withdraw
+from daemon.embedded_postgres.address import publish, socket_directory, url_through, withdraw
 from daemon.embedded_postgres.cluster import (
     ENFORCED,
     Cluster,
@@ -28,8 +25,9 @@ from daemon.embedded_postgres.cluster import (
 from daemon.embedded_postgres.ground import Ground
 from daemon.embedded_postgres.initdb import initialise
 from daemon.embedded_postgres.installation import binaries_for
-from daemon.embedded_postgres.lock import LockTaken, acquire
+from daemon.embedded_postgres.lock import acquire
 from daemon.embedded_postgres.log_file import LogFile
+from daemon.embedded_postgres.probe import answers
 from daemon.embedded_postgres.processes import await_end_of_family, members
 from daemon.errors import EmbeddedPostgresFailed
 
@@ -38,8 +36,6 @@ LEAST_S: Final = 5.0
 """What a start still gets when the wait for the lock used up its time."""
 QUIT_S: Final = 2.0
 """For an end without a checkpoint, which takes milliseconds unless a process hangs, and for what SIGKILL leaves."""
-CONNECT_S: Final = 2
-"""libpq takes no less."""
 
 
 class EmbeddedPostgres:
@@ -52,19 +48,19 @@ class EmbeddedPostgres:
         """libpq URL over the unix socket. It stays the same for the life of the server, restarts included."""
 
     @classmethod
-    def start(cls, data_dir: Path, *, timeout_s: float = 60) -> Self:
+    def start(cls, data_dir: Path, *, timeout_s: float = 60, lock_s: float | None = None) -> Self:
         """Starts the server on `data_dir` and returns when it answers; makes the data where there is none (0.8 s).
 
-        Waits for a predecessor's real exit. Raises EmbeddedPostgresFailed when `timeout_s` are over (a wait for the
-        lock leaves 5 s at least), or at once where waiting would not help; LockTaken, one of those, where another
-        process still holds the data.
+        Waits for a predecessor's real exit, `lock_s` at most if that is less. Raises EmbeddedPostgresFailed when
+        `timeout_s` are over (a wait for the lock leaves 5 s at least), or at once where waiting would not help;
+        LockTaken, one of those, where another process still holds the data.
         """
         if sys.platform != "linux":
             raise EmbeddedPostgresFailed("the embedded Postgres is for Linux: set database.url to a server of your own")
         ends_at = time.monotonic() + timeout_s
         with contextlib.ExitStack() as undo:
             try:
-                ground = _take(Cluster(_absolute(data_dir)), timeout_s, undo)
+                ground = _take(Cluster.at(data_dir), timeout_s if lock_s is None else lock_s, undo)
                 ends_at = max(ends_at, time.monotonic() + LEAST_S)
                 if not ground.cluster.initialised:
                     initialise(ground, ends_at - time.monotonic())
@@ -126,9 +122,9 @@ class EmbeddedPostgres:
             write_settings(cluster, account)
             mark = log.size_bytes()
             self._process = self._ground.spawn("postgres", arguments, cluster.path, ends_by=signal.SIGINT)
-            answers = _await_answer(self._process, cluster, self.url, ends_at)
+            is_up = _await_answer(self._process, cluster, self.url, ends_at)
             if self._process.poll() is None:
-                if not answers and patient:
+                if patient and not is_up:
                     raise EmbeddedPostgresFailed(f"the embedded Postgres does not answer in time; {log.tail(mark)}")
                 publish(cluster)
                 return
@@ -147,38 +143,10 @@ class EmbeddedPostgres:
         await_end_of_family(self._ground.cluster.path, time.monotonic() + QUIT_S)
 
 
-def running_url(data_dir: Path) -> str | None:
-    """The URL of the server that runs on `data_dir`, judged by a connection to it, else None."""
-    directory = published(Cluster(_absolute(data_dir)))
-    if directory is None:
-        return None
-    url = url_through(directory)
-    return url if _answers(url, make_database=False) else None
-
-
-@contextlib.contextmanager
-def attached(data_dir: Path, *, timeout_s: float = 60) -> Generator[str]:
-    """The URL of the running server, else of one that runs for the block alone. Raises EmbeddedPostgresFailed."""
-    ends_at = time.monotonic() + timeout_s
-    while (url := running_url(data_dir)) is None:
-        try:
-            server = EmbeddedPostgres.start(data_dir, timeout_s=1)
-        except LockTaken:  # somebody's server is about to answer, or to end
-            if time.monotonic() > ends_at:
-                raise
-            continue
-        try:
-            yield server.url
-        finally:
-            server.stop()
-        return
-    yield url
-
-
-def _take(cluster: Cluster, timeout_s: float, undo: contextlib.ExitStack) -> Ground:
+def _take(cluster: Cluster, lock_s: float, undo: contextlib.ExitStack) -> Ground:
     """Makes the data directory ours; what was opened is closed by `undo`."""
     cluster.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    held = acquire(cluster.lock, cluster.path, timeout_s)
+    held = acquire(cluster.lock, cluster.path, lock_s)
     undo.callback(os.close, held)
     log = LogFile.open(cluster.log)
     undo.callback(log.close)
@@ -191,24 +159,7 @@ def _take(cluster: Cluster, timeout_s: float, undo: contextlib.ExitStack) -> Gro
 def _await_answer(process: subprocess.Popen[bytes], cluster: Cluster, url: str, ends_at: float) -> bool:
     """Whether `process` came to answer; False when it ended or `ends_at` passed."""
     while process.poll() is None and time.monotonic() < ends_at:
-        if is_ready(cluster, process.pid) and _answers(url, make_database=True):
+        if is_ready(cluster, process.pid) and answers(url, make_database=True):
             return True
         time.sleep(POLL_S)
     return False
-
-
-def _answers(url: str, *, make_database: bool) -> bool:
-    """Whether a session can be opened."""
-    try:
-        with psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_S, dbname="postgres") as connection:
-            known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [NAME]).fetchone()
-            if known is None and make_database:
-                connection.execute(f"CREATE DATABASE {NAME}")
-            return known is not None or make_database
-    except psycopg.OperationalError:
-        return False
-
-
-def _absolute(data_dir: Path) -> Path:
-    """Absolute, with links followed: the short name of a long path is made from it, by whichever way one comes."""
-    return data_dir.expanduser().resolve()

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -155,6 +156,22 @@ def test_attaching_without_a_server_runs_one_for_the_block(data_dir: Path) -> No
     with attached(data_dir) as url:
         assert ask(url, "SELECT 1") == 1
         assert running_url(data_dir) == url
+    assert members(data_dir / "pg18") == []
+
+
+def test_a_server_that_runs_for_one_block_stays_until_its_guests_have_left(data_dir: Path) -> None:
+    with ExitStack() as guest, attached(data_dir) as hosts:
+        url = guest.enter_context(attached(data_dir))
+        assert url == hosts
+        threading.Timer(0.3, guest.close).start()
+        begun = time.monotonic()
+    assert time.monotonic() - begun >= 0.3
+    assert members(data_dir / "pg18") == []
+
+
+def test_commands_at_once_without_a_daemon_do_not_stop_the_server_under_each_other(data_dir: Path) -> None:
+    processes = [run_keeper(data_dir, "attach") for _ in range(4)]
+    assert [(process.communicate(timeout=30)[0], process.returncode) for process in processes] == [("1000\n", 0)] * 4
     assert members(data_dir / "pg18") == []
 
 
