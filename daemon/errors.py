@@ -24,6 +24,10 @@ class DatabaseUnavailable(DealixError):
         self.sqlstate = sqlstate
 
 
+class DatabaseRefused(DealixError):
+    """The database understood and said no: a missing right, a missing table. Trying again changes nothing."""
+
+
 class CommitUnknown(DatabaseUnavailable):
     """A COMMIT was sent and its answer never came: it may or may not have happened."""
 

@@ -128,6 +128,11 @@ async def migrate(conn: Connection) -> list[str]:
     return [m.name for m in pending]
 
 
+async def is_empty(conn: Connection) -> bool:
+    """Whether no migration was ever applied to this database."""
+    return not await _applied(conn)
+
+
 async def check_version(conn: Connection) -> None:
     """Raises SchemaMismatch, with what to do, unless the database's schema is exactly this program's."""
     if pending := _pending(await _applied(conn)):

@@ -175,6 +175,19 @@ FROM dealix.subscriptions
 WHERE substr(secret_sealed, 2, 8) <> ALL (%(key_ids)s::bytea[])
 """
 
+_ENDPOINT_HOSTS: Final = r"""
+SELECT host
+FROM (
+    SELECT (regexp_match(endpoint_url, '^https?://([^/:?\[]+)'))[1] AS host, max(created_at) AS newest
+    FROM dealix.subscriptions
+    WHERE enabled
+    GROUP BY 1
+) AS hosts
+WHERE host !~ '^[0-9.]+$'
+ORDER BY newest DESC
+LIMIT 10
+"""
+
 
 async def create(  # noqa: PLR0913 the columns that a customer chooses
     conn: Connection,
@@ -337,6 +350,12 @@ async def foreign_seals(conn: Connection, ring: KeyRing) -> int:
     """How many subscriptions have a secret that was sealed with a key that is not in the ring: 0 in good order."""
     (row,) = await (await conn.execute(_FOREIGN_SEALS, {"key_ids": ring.key_ids})).fetchall()
     return row[0]
+
+
+async def endpoint_hosts(conn: Connection) -> list[str]:
+    """Host names of enabled subscriptions' endpoints, the newest ten; addresses are left out."""
+    cursor = await conn.execute(_ENDPOINT_HOSTS)
+    return [row[0] for row in await cursor.fetchall()]
 
 
 def _as_previous(ring: KeyRing, subscription_id: SubscriptionId, sealed: bytes) -> bytes | None:

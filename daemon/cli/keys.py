@@ -1,0 +1,91 @@
+"""`dealix keys`: make, list and revoke API keys."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from daemon import clock
+from daemon.cli.shared import config_option, customer_id_given, settings_from, with_database
+from daemon.ids import CustomerId
+from daemon.store import api_keys
+from daemon.store.api_keys import ApiKey
+from daemon.store.connection import Connection
+
+
+@click.group()
+def keys() -> None:
+    """Make, list and revoke the keys of the HTTP API."""
+
+
+@keys.command()
+@click.option(
+    "--customer", "customer_id", metavar="ID", callback=customer_id_given, help="A key for this customer alone."
+)
+@click.option("--ops", is_flag=True, help="An operator's key: acts for every customer and may emit.")
+@config_option
+def create(customer_id: str | None, ops: bool, config_file: Path | None) -> None:  # noqa: FBT001 click's way
+    """Make a key and print it, alone, on standard output. It cannot be had again: only a digest is stored.
+
+    \b
+    Examples:
+      dealix keys create --customer acme
+      KEY=$(dealix keys create --ops)
+    """  # noqa: D301 \b is click's
+    if ops == (customer_id is not None):
+        raise click.UsageError("Give either --customer ID or --ops.")
+
+    async def act(conn: Connection) -> tuple[ApiKey, str]:
+        return await api_keys.create(conn, None if customer_id is None else CustomerId(customer_id))
+
+    made, key = with_database(settings_from(config_file), act)
+    click.echo(key)
+    if sys.stderr.isatty():
+        click.echo(f"{made.id}, {_whose(made)}. It is not shown again.", err=True)
+
+
+@keys.command("list")
+@config_option
+def list_(config_file: Path | None) -> None:
+    """List all keys, oldest first: id, whose, when made, last used and revoked. The keys themselves are not stored."""
+    rows = [("ID", "WHOSE", "CREATED", "LAST USED", "STATE")]
+    rows += [
+        (
+            key.id,
+            _whose(key),
+            clock.iso(key.created_at),
+            clock.iso(key.last_used_at) if key.last_used_at else "never",
+            f"revoked {clock.iso(key.revoked_at)}" if key.revoked_at else "valid",
+        )
+        for key in with_database(settings_from(config_file), api_keys.all_keys)
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@keys.command()
+@click.argument("key_id", metavar="ID")
+@config_option
+def revoke(key_id: str, config_file: Path | None) -> None:
+    """End the key with this ID (from `dealix keys list`), on all replicas from the next request on.
+
+    \b
+    Example:
+      dealix keys revoke key_0a1b2c3d4e5f60718293a4b5
+    """  # noqa: D301 \b is click's
+    if key_id.startswith("dlx_"):
+        raise click.UsageError("That is a key. Give its ID, key_…, which `dealix keys list` shows.")
+
+    async def act(conn: Connection) -> bool:
+        return await api_keys.revoke(conn, key_id)
+
+    if not with_database(settings_from(config_file), act):
+        raise click.ClickException(f"there is no key with the ID {key_id}: see `dealix keys list`")
+    click.echo(f"{key_id} is revoked.")
+
+
+def _whose(key: ApiKey) -> str:
+    return "ops" if key.customer_id is None else f"customer {key.customer_id}"
