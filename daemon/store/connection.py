@@ -95,6 +95,10 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             await trio.lowlevel.checkpoint_if_cancelled()  # before anything is sent
             running = True
             return await _drive(gen, self.pgconn.socket)
+        except psycopg.Error as e:
+            if e.diag.severity_nonlocalized in {"FATAL", "PANIC"}:
+                self._abort()  # the server hangs up after it, and some of psycopg's ways out would not notice
+            raise
         except _INTERRUPTIONS as interruption:
             answer = await self._settle(gen if running else None)
             if answer is None or isinstance(interruption, KeyboardInterrupt):

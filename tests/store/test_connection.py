@@ -556,7 +556,14 @@ async def test_a_connection_that_is_closed_under_a_query_ends_it(url: str) -> No
             await conn.execute("SELECT pg_sleep(10)")
 
 
-async def test_a_backend_that_is_killed_ends_the_query_with_its_reason(url: str) -> None:
+async def query(conn: Connection) -> None:
+    await conn.execute("SELECT pg_sleep(10)")
+
+
+@pytest.mark.parametrize("operation", [query, copy_out_reading, pipeline_waiting, pipeline_in_transaction, many])
+async def test_a_backend_that_is_killed_ends_what_it_does_and_the_connection(
+    url: str, operation: Callable[[Connection], Awaitable[None]]
+) -> None:
     async with two(url) as (conn, other), trio.open_nursery() as nursery:
 
         @nursery.start_soon
@@ -564,8 +571,8 @@ async def test_a_backend_that_is_killed_ends_the_query_with_its_reason(url: str)
             await trio.sleep(0.1)
             await other.execute("SELECT pg_terminate_backend(%s)", (conn.info.backend_pid,))
 
-        with pytest.raises(psycopg.errors.AdminShutdown):
-            await conn.execute("SELECT pg_sleep(10)")
+        with pytest.raises(psycopg.OperationalError, match=r"terminating connection|server closed"):
+            await operation(conn)
         assert conn.closed
 
 
