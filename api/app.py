@@ -11,6 +11,7 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 
 from api import errors, openapi
 from api.bodies import BODY_S, MAX_BODY_BYTES
+from api.gate import Gate
 from api.operation import Route, view_of
 from api.routes import deliveries, event_types, events, health, secrets, stats, test_fires, webhooks
 from api.services import Services
@@ -36,6 +37,7 @@ def create_app(services: Services) -> QuartTrio:
         app.add_url_rule(one.path, one.name, view_of(one, services.pool), methods=[one.method])
     _serve_document(app, openapi.document(app, routes))
     _log_access(app)
+    app.asgi_app = Gate(app.asgi_app)
     return app
 
 

@@ -119,13 +119,15 @@ def route(  # noqa: PLR0913 a table's columns, all named at the call
 
 def every_problem(chosen: Route) -> list[int]:
     """Every problem status that a caller of the route may meet, ascending; 500 apart, which is a bug."""
-    found = {422, *chosen.problems}  # 422 at least for parameters that nobody knows
+    found = set(chosen.problems)
+    if chosen.query.__struct_config__.forbid_unknown_fields:
+        found.add(422)
     if chosen.who != "anyone":
         found |= {401, 503}
     if chosen.who == "ops" or "customer_id" in (*chosen.query.__struct_fields__, *chosen.body.__struct_fields__):
         found.add(403)
     if chosen.takes_body:
-        found |= {400, 408, 413, 415}
+        found |= {400, 408, 413, 415, 422}
     return sorted(found)
 
 

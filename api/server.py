@@ -41,12 +41,13 @@ def listen(bind: str) -> socket.socket:
     return listener
 
 
-async def serve(
+async def serve(  # noqa: PLR0913 all but the first two named at the call
     app: QuartTrio,
     listeners: Sequence[socket.socket],
     *,
     stop: trio.Event,
     grace_s: float,
+    idle_s: float = IDLE_S,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until `stop` is set, then refuse new connections and let requests in flight end, `grace_s` at most.
@@ -60,6 +61,6 @@ async def serve(
     config.accesslog = None  # the application writes one line a request itself
     config.errorlog = logging.getLogger("hypercorn.error")  # and so into the program's own log
     config.include_server_header = False
-    config.keep_alive_timeout = IDLE_S
+    config.keep_alive_timeout = idle_s
     config.graceful_timeout = grace_s
     await serve_hypercorn(app, config, shutdown_trigger=stop.wait, task_status=task_status)

@@ -7,10 +7,14 @@ from typing import Literal
 import msgspec
 
 from api.errors import RETRY_AFTER_S, Problem
-from api.operation import Answer, Call, NoBody, NoQuery, Route, route
+from api.operation import Answer, Call, NoBody, Route, route
 from api.services import PROBE_S, Services
 from daemon.errors import SchemaMismatch
 from daemon.store.migrate import check_version
+
+
+class AnyQuery(msgspec.Struct, frozen=True):
+    """Probes may add what they like, against caches."""
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -32,14 +36,14 @@ class Ready(msgspec.Struct, frozen=True):
 def routes(services: Services) -> list[Route]:
     """The routes of this noun."""
 
-    async def get_healthz(_: Call[NoQuery, NoBody]) -> Answer:
+    async def get_healthz(_: Call[AnyQuery, NoBody]) -> Answer:
         """Tell whether the process lives.
 
         Asks nothing of the database: a database that is away is no reason to restart this process.
         """
         return Answer(200, Health())
 
-    async def get_readyz(_: Call[NoQuery, NoBody]) -> Answer:
+    async def get_readyz(_: Call[AnyQuery, NoBody]) -> Answer:
         """Tell whether the process can do its work.
 
         Ready means: the database answers, its schema is this program's, and the LISTEN connection is up.
@@ -55,8 +59,10 @@ def routes(services: Services) -> list[Route]:
         return Answer(200, Ready(database="ok", database_schema="ok", listening=True, shards=state.shards))
 
     return [
-        route("GET", "/healthz", get_healthz, who="anyone", base="", answers={200: Health}),
-        route("GET", "/readyz", get_readyz, who="anyone", base="", answers={200: Ready}, problems=(503,)),
+        route("GET", "/healthz", get_healthz, query=AnyQuery, who="anyone", base="", answers={200: Health}),
+        route(
+            "GET", "/readyz", get_readyz, query=AnyQuery, who="anyone", base="", answers={200: Ready}, problems=(503,)
+        ),
     ]
 
 

@@ -1,0 +1,99 @@
+"""What stands between Hypercorn and Quart: it refuses what Quart would stumble over, and ends exchanges cleanly.
+
+Two faults of theirs are mended here. Quart-Trio takes a target without a path for an internal error. And Hypercorn
+tells the application of the end of an exchange while it is itself still in the application's task, whereupon Quart-Trio
+cancels that task: a connection whose request was answered before its body had come was then neither closed nor used
+again, and the client's next request on it got no answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+import trio
+from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, ASGISendEvent, HTTPScope, Scope
+
+from api.errors import MEDIA_TYPE, Problem
+
+Asgi = Callable[[Scope, ASGIReceiveCallable, ASGISendCallable], Awaitable[None]]
+
+UNREAD_BODY_S: Final = 2.0
+"""How long the rest of a body may come after its request was answered. Then the connection can be used again; closing
+it at once would also lose the answer, where the peer is still sending."""
+_ABSOLUTE: Final = re.compile(r"https?://[^/?#]*(?P<path>/.*)", re.IGNORECASE | re.DOTALL)
+"""RFC 9112, section 3.2.2: a server has to take the form that is meant for proxies, too."""
+
+
+class Gate:
+    """Wraps an ASGI application."""
+
+    def __init__(self, inner: Asgi) -> None:
+        self._inner = inner
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """One request, or the server's start and stop."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000, "reason": None})
+        elif scope["type"] != "http":
+            await self._inner(scope, receive, send)
+        elif (problem := _fault(scope)) is not None:
+            await _answer(send, problem)
+        else:
+            exchange = _Exchange(receive, send)
+            await self._inner(scope, exchange.receive, exchange.send)
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        self._receive = receive
+        self._send = send
+        self._request_ended = trio.Event()
+        self._answered = False
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """The next message, but for a disconnect that is only our own answer's end."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            if self._answered:
+                await trio.sleep_forever()  # the application ends by itself, when its last send returns
+            self._request_ended.set()
+        elif message["type"] == "http.request" and not message["more_body"]:
+            self._request_ended.set()
+        return message
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Pass a message on; the last one, which is empty, only when the request has been read to its end."""
+        if message["type"] == "http.response.body" and not message["more_body"]:
+            with trio.move_on_after(UNREAD_BODY_S):
+                await self._request_ended.wait()
+            self._answered = True
+        await self._send(message)
+
+
+def _fault(scope: HTTPScope) -> Problem | None:
+    """Why a request cannot be dealt with. Puts the path of an absolute target in its place."""
+    if not scope["path"].startswith("/"):
+        absolute = _ABSOLUTE.fullmatch(scope["path"])
+        if absolute is None:
+            return Problem(400, "bad_request", "The request's target is not a path.")
+        scope["path"] = absolute["path"]
+    names = {name.lower() for name, _ in scope["headers"]}
+    if {b"content-length", b"transfer-encoding"} <= names:  # RFC 9112, section 6.1: somebody may be smuggling
+        return Problem(400, "bad_request", "Content-Length and Transfer-Encoding exclude each other.")
+    return None
+
+
+async def _answer(send: ASGISendCallable, problem: Problem) -> None:
+    body = msgspec.json.encode(problem.document())
+    headers = [
+        (b"content-type", MEDIA_TYPE.encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
