@@ -101,7 +101,8 @@ class AttemptRecord(msgspec.Struct, frozen=True, gc=False):
     `action`: "finish" deletes the delivery, "retry" makes it due again `wait_s` from now with one step more used,
     "log" leaves deliveries alone (test-fires). Finish and retry apply only while the delivery is still claimed as
     attempt number `attempt`: a result that comes late changes nothing but the log.
-    `gone`: a 410 that disables the subscription. `circuit`, `cooldown_s`, `reopen_in_s`: the breaker afterwards.
+    `gone`: a 410 that disables the subscription. `circuit`, `cooldown_s`, `reopen_in_s`: the breaker afterwards;
+    without `circuit` it stays as it is in the database.
     """
 
     action: Literal["finish", "retry", "log"]
@@ -127,7 +128,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, gc=False):
     response_body: str | None
     response_truncated: bool
     gone: bool
-    circuit: Literal["closed", "open"]
+    circuit: Literal["closed", "open"] | None
     cooldown_s: float
     reopen_in_s: float | None
 

@@ -31,6 +31,7 @@ from daemon.store.sessions import HOT, dedicated
 from daemon.systemd import Notifier, watchdog_s
 
 if TYPE_CHECKING:
+    import socket
     from pathlib import Path
 
     from daemon.store.connection import Connection
@@ -40,6 +41,9 @@ log = logs.get("daemon")
 API_GRACE_S: Final = 5.0
 FIRST_DAYS: Final = 2
 MAX_OPEN_FILES: Final = 65_536
+KNOCK_S: Final = 2.0
+"""How long the database may take for its first answer before the log says that it is waited for."""
+PREPARE_S: Final = 120.0
 
 
 def serve(settings: Settings, *, config_file: Path | None) -> int:
@@ -102,7 +106,9 @@ class Daemon:
         pause_s = 0.2
         while not self.stopping.is_set():
             try:
-                async with self.api_pool.connection(120.0) as conn:
+                async with self.api_pool.connection(KNOCK_S):
+                    pass
+                async with self.api_pool.connection(PREPARE_S) as conn:
                     await self._check_database(conn)
             except DatabaseUnavailable as e:
                 log.warning("daemon.waiting_for_database", error=str(e))
@@ -132,6 +138,8 @@ class Daemon:
     # -- work -------------------------------------------------------------------------------------------------------
 
     async def _work(self) -> None:
+        # Before the engine: an address that is taken ends the start before any shard is owned.
+        listener = server.listen(self.settings.api.bind)
         engine = Engine(self.settings, self.ring, self.pool, self.api_pool, partial(dedicated, self.direct_url))
         services = Services(
             settings=self.settings,
@@ -141,12 +149,11 @@ class Daemon:
             test_fire=engine.test_fire.fire,
             readiness=engine.readiness,
         )
-        await engine.run(partial(self._serve_until_stopped, services, engine))
+        await engine.run(partial(self._serve_until_stopped, services, engine, listener))
         await self.pool.aclose()
         await self.api_pool.aclose()
 
-    async def _serve_until_stopped(self, services: Services, engine: Engine) -> None:
-        listener = server.listen(self.settings.api.bind)
+    async def _serve_until_stopped(self, services: Services, engine: Engine, listener: socket.socket) -> None:
         async with trio.open_nursery() as serving:
             start = partial(server.serve, create_app(services), [listener], stop=self.stopping, grace_s=API_GRACE_S)
             urls: list[str] = await serving.start(start)
@@ -184,10 +191,11 @@ class Daemon:
         try:
             fresh = load(config_file, os.environ)
         except ConfigError as e:
-            log.error("config.refused", faults=str(e))
+            log.warning("config.refused", faults=str(e))
         else:
             logs.configure(fresh.log)
-            log.info("config.reloaded", needs_restart=_changed(self.settings, fresh))
+            needs_restart = _changed(self.settings, fresh)
+            (log.warning if needs_restart else log.info)("config.reloaded", needs_restart=needs_restart)
         self.notifier.ready("reloaded")
 
     async def _feed_watchdog(self) -> None:

@@ -3,39 +3,72 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
+import trio
+
+from config.settings import Egress
 from daemon import clock
+from daemon.errors import EndpointUrlInvalid, SealBroken
 from daemon.ids import new_attempt_id
-from daemon.model import AttemptRecord
+from daemon.log import get
+from daemon.model import AttemptRecord, Claim, Event, Outcome, SubscriptionConfig
 from daemon.policy import breaker as policy
-from daemon.policy import signing
+from daemon.policy import endpoint_url, signing
+from daemon.policy.retry import Decision
+from daemon.sealing import KeyRing
 from daemon.sender.request import build
 from daemon.store.subscriptions import open_previous_secret, open_secret
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import date
-
-    from daemon.ids import CustomerId, DeliveryId, SubscriptionId
-    from daemon.model import Event, Outcome, SubscriptionConfig
-    from daemon.policy.endpoint_url import Target
-    from daemon.policy.retry import Decision
-    from daemon.sealing import KeyRing
+log = get("attempt")
 
 
-def signer_of(ring: KeyRing, config: SubscriptionConfig) -> signing.Signer:
-    """Open a subscription's secrets. Raises SealBroken."""
+class Withdrawn(Exception):
+    """The attempt may not start any more: disabled, changed, or the shard is not ours."""
 
-    current = signing.SigningKey.of(open_secret(ring, config.id, config.secret_sealed))
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What sending with one version of a configuration takes.
+
+    `signer` is None where the secret does not open. `target` is None where the URL, which was fine when it was stored,
+    is not by the operator's present rules: `fault` says why.
+    """
+
+    config: SubscriptionConfig
+    signer: signing.Signer | None
+    target: endpoint_url.Target | None
+    fault: str
+
+    @classmethod
+    def of(cls, config: SubscriptionConfig, ring: KeyRing, egress: Egress) -> Setup:
+        """Open the secrets and judge the URL."""
+        target, fault = None, ""
+        try:
+            target = endpoint_url.parse(
+                config.endpoint_url, allow_localhost=egress.allow_localhost, allow_networks=egress.allow_networks
+            )
+        except EndpointUrlInvalid as e:
+            fault = str(e)
+        return cls(config, _signer(ring, config), target, fault)
+
+
+def _signer(ring: KeyRing, config: SubscriptionConfig) -> signing.Signer | None:
+    try:
+        current = signing.SigningKey.of(open_secret(ring, config.id, config.secret_sealed))
+    except SealBroken as e:
+        log.warning("subscription.secret_unreadable", subscription_id=config.id, error=str(e))
+        return None
     if config.previous_secret_sealed is None or config.previous_secret_expires_at is None:
         return signing.Signer(current)
-    previous = signing.SigningKey.of(open_previous_secret(ring, config.id, config.previous_secret_sealed))
+    try:
+        previous = signing.SigningKey.of(open_previous_secret(ring, config.id, config.previous_secret_sealed))
+    except SealBroken as e:
+        log.warning("subscription.previous_secret_unreadable", subscription_id=config.id, error=str(e))
+        return signing.Signer(current)
     return signing.Signer(current, previous, config.previous_secret_expires_at.timestamp())
-
-
-class Withdrawn(Exception):  # noqa: N818 - not an error: the request was called back before its first byte
-    """The attempt may not start any more: disabled, changed, or the shard is not ours."""
 
 
 class Attempt:
@@ -44,24 +77,22 @@ class Attempt:
     `may_start` is asked again at the very moment of sending, since dialling may have taken seconds.
     """
 
-    def __init__(
-        self, event: Event, number: int, signer: signing.Signer, target: Target | None, may_start: Callable[[], bool]
-    ) -> None:
+    def __init__(self, event: Event, number: int, setup: Setup, may_start: Callable[[], bool]) -> None:
         self.created_at = clock.now()
         self.id = new_attempt_id(self.created_at)
+        self.host = setup.target.host if setup.target else None
         self._event = event
         self._number = number
-        self._target = target
-        self._signer = signer
+        self._setup = setup
         self._may_start = may_start
         self._signatures: signing.Signatures | None = None
 
     def request(self) -> bytes:
         """The whole request, signed now. Called by the sender just before it writes; raises Withdrawn."""
-        if self._target is None or not self._may_start():
+        event, signer, target = self._event, self._setup.signer, self._setup.target
+        if signer is None or target is None or not self._may_start():
             raise Withdrawn
-        event = self._event
-        signed = self._signatures = self._signer.sign(event_id=event.id, body=event.body, t=clock.unix_s())
+        signed = self._signatures = signer.sign(event_id=event.id, body=event.body, t=clock.unix_s())
         fields = signing.headers(
             event_id=event.id,
             event_type=event.type,
@@ -70,49 +101,51 @@ class Attempt:
             webhook_signature=signed.webhook,
             t=signed.t,
         )
-        return build(self._target, fields, event.body)
+        return build(target, fields, event.body)
 
     def record(
-        self,
-        outcome: Outcome,
-        decision: Decision,
-        *,
-        delivery_id: DeliveryId | None,
-        event_day: date,
-        subscription_id: SubscriptionId,
-        customer_id: CustomerId,
-        endpoint_url: str,
-        breaker: policy.Breaker,
-        now: float,
+        self, outcome: Outcome, decision: Decision, *, claim: Claim | None, breaker: policy.Breaker | None
     ) -> AttemptRecord:
-        """The row of this attempt. Without `delivery_id` it is a test-fire: logged, and no delivery is touched."""
-        is_open = not isinstance(breaker, policy.Closed)
-        action = "log" if delivery_id is None else "finish" if decision.wait_s is None else "retry"
+        """The row of this attempt.
+
+        Without a `claim` it is a test-fire: logged, and no delivery is touched. Without a `breaker` the subscription's
+        stays as it is in the database.
+        """
+        config, signed = self._setup.config, self._signatures
+        circuit, cooldown_s, reopen_in_s = (None, 0.0, None) if breaker is None else _circuit(breaker)
         return AttemptRecord(
-            action=action,
-            delivery_id=delivery_id,
+            action="log" if claim is None else "finish" if decision.wait_s is None else "retry",
+            delivery_id=None if claim is None else claim.delivery_id,
             attempt=self._number,
             wait_s=decision.wait_s or 0.0,
             id=self.id,
             created_at=self.created_at,
-            customer_id=customer_id,
-            subscription_id=subscription_id,
+            customer_id=config.customer_id,
+            subscription_id=config.id,
             event_id=self._event.id,
-            event_day=event_day.isoformat(),
+            event_day=(self._event.created_at.date() if claim is None else claim.event_day).isoformat(),
             event_type=self._event.type,
             outcome=decision.result,
             success=decision.result == "delivered",
-            endpoint_url=endpoint_url,
+            endpoint_url=config.endpoint_url,
             status_code=outcome.status_code,
             error=outcome.error,
             duration_ms=outcome.duration_ms,
-            signature=self._signatures.dealix if self._signatures else None,
-            webhook_signature=self._signatures.webhook if self._signatures else None,
+            signature=signed.dealix if signed else None,
+            webhook_signature=signed.webhook if signed else None,
             response_headers=json.dumps(outcome.response_headers) if outcome.response_headers else None,
             response_body=outcome.response_body or None,
             response_truncated=outcome.response_truncated,
             gone=decision.result == "gone",
-            circuit="open" if is_open else "closed",
-            cooldown_s=0.0 if isinstance(breaker, policy.Closed) else breaker.cooldown_s,
-            reopen_in_s=max(breaker.until - now, 0.0) if isinstance(breaker, policy.Open) else (0.0 if is_open else None),
+            circuit=circuit,
+            cooldown_s=cooldown_s,
+            reopen_in_s=reopen_in_s,
         )
+
+
+def _circuit(breaker: policy.Breaker) -> tuple[Literal["closed", "open"], float, float | None]:
+    """As the database keeps it: with a probe on its way it is open, and the next probe may go."""
+    if isinstance(breaker, policy.Closed):
+        return "closed", 0.0, None
+    left_s = max(breaker.until - trio.current_time(), 0.0) if isinstance(breaker, policy.Open) else 0.0
+    return "open", breaker.cooldown_s, left_s

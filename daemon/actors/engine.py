@@ -1,18 +1,22 @@
 """The delivery engine as a whole: makes the actors, starts them in order, and stops them in the opposite one.
 
-    recorder             stops last: when no sender is left, it writes what it has
-      lanes, roster      actors drain: at most 25 s
-      ownership          gives up a shard when nothing of it is in memory any more
-        fanout, schedule, intake, janitor
-          `work`         what the caller does meanwhile, the API; when it returns, everything stops
+recorder             stops last: when no sender is left, it writes what it has
+  lanes, roster      actors drain: at most 25 s
+  ownership          gives up a shard when nothing of it is in memory any more
+    fanout, schedule, intake, janitor
+      `work`         what the caller does meanwhile, the API; when it returns, everything stops
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Final
 
 import trio
 
+from config.settings import Settings
 from daemon.actors.delivery import Tools
 from daemon.actors.fanout import Fanout
 from daemon.actors.fence import Fence
@@ -28,17 +32,10 @@ from daemon.actors.testfire import TestFire
 from daemon.log import get
 from daemon.model import Readiness
 from daemon.observe import Observer
+from daemon.sealing import KeyRing
 from daemon.sender.endpoint import Sender
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-    from contextlib import AbstractAsyncContextManager
-    from pathlib import Path
-
-    from config.settings import Settings
-    from daemon.sealing import KeyRing
-    from daemon.store.connection import Connection
-    from daemon.store.pool import Pool
+from daemon.store.connection import Connection
+from daemon.store.pool import Pool
 
 log = get("engine")
 
@@ -53,7 +50,7 @@ class Engine:
     `ca_file` (PEM): authorities that are trusted beside the system's.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what the composition root has made
         self,
         settings: Settings,
         ring: KeyRing,
@@ -76,7 +73,8 @@ class Engine:
         self.recorder = Recorder(pool, disable_after=delivery.disable_after)
         fence = Fence()
         tools = Tools(settings, ring, self.sender, self.lanes, fence, self.recorder, self.observer)
-        self.recorder.roster = self.roster = Roster(pool, tools)
+        self.roster = Roster(pool, tools)
+        self.recorder.on_recorded = self.roster.recorded
         self.ownership = Ownership(open_session, fence, self.roster)
         self.test_fire = TestFire(api_pool, tools)
         self._roles: dict[str, Callable[[], Awaitable[None]]] = {
@@ -94,11 +92,11 @@ class Engine:
 
     async def listening(self) -> None:
         """Wait until the dedicated session is up and listens."""
-        while not self.ownership.listening:
+        while not self.ownership.listening:  # noqa: ASYNC110 - once in a process' life
             await trio.sleep(START_S)
 
     async def run(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Deliver until `work` returns, then stop: nothing in flight is cut off, nothing that was sent goes unrecorded."""
+        """Deliver until `work` returns, then stop: nothing in flight is cut off, nothing sent goes unrecorded."""
         if self.ownership.intake is not None:
             log.warning(
                 "raw_notify.open",
@@ -107,18 +105,24 @@ class Engine:
             )
         async with trio.open_nursery() as recording:
             recording.start_soon(self.recorder.run)
-            async with trio.open_nursery() as delivering:
-                delivering.start_soon(keep, "lanes", self.lanes.run)
-                await delivering.start(self.roster.run)
-                delivering.start_soon(keep, "ownership", self.ownership.run)
-                async with trio.open_nursery() as intake:
-                    for role, run in self._roles.items():
-                        intake.start_soon(keep, role, run)
-                    intake.start_soon(summarise, self.observer.counts, self.roster, self.lanes)
-                    await work()
-                    intake.cancel_scope.cancel()
-                with trio.move_on_after(DRAIN_S):
-                    await self.ownership.stop()
-                delivering.cancel_scope.cancel()
-            self.recorder.close()
+            try:
+                await self._deliver(work)
+            finally:
+                self.recorder.close()
         await self.sender.aclose()
+
+    async def _deliver(self, work: Callable[[], Awaitable[None]]) -> None:
+        async with trio.open_nursery() as delivering:
+            delivering.start_soon(keep, "lanes", self.lanes.run)
+            await delivering.start(self.roster.run)
+            delivering.start_soon(keep, "ownership", self.ownership.run)
+            async with trio.open_nursery() as intake:
+                for role, run in self._roles.items():
+                    intake.start_soon(keep, role, run)
+                intake.start_soon(summarise, self.observer.counts, self.roster, self.lanes)
+                await work()
+                intake.cancel_scope.cancel()
+            with trio.move_on_after(DRAIN_S):
+                await self.ownership.stop()
+                await self.roster.quiet()  # without a database shards are lost, not drained, and requests still go on
+            delivering.cancel_scope.cancel()

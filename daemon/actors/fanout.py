@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
-from daemon.actors.roster import LEASE_S
+from daemon.actors.lanes import Lanes
+from daemon.actors.ownership import Ownership
+from daemon.actors.recorder import Recorder
+from daemon.actors.roster import LEASE_S, Roster
 from daemon.store import outbox
-
-if TYPE_CHECKING:
-    from daemon.actors.lanes import Lanes
-    from daemon.actors.ownership import Ownership
-    from daemon.actors.recorder import Recorder
-    from daemon.actors.roster import Roster
-    from daemon.store.pool import Pool
+from daemon.store.pool import Pool
 
 POLL_S: Final = 0.5
 """Without a ring: how late an event can be whose ring was lost or never sent."""
@@ -59,20 +56,20 @@ class Fanout:
 
     async def _look(self) -> int:
         """Take one batch; how many events it had."""
-        while self._recorder.is_behind() or self._lanes.waiting() > MAX_WAITING:
+        while self._recorder.is_behind() or self._lanes.waiting() > MAX_WAITING:  # noqa: ASYNC110 - two counters
             await trio.sleep(QUICK_S)
         shards = self._ownership.shards
         if not shards:
             await trio.sleep(QUICK_S)
             return 0
-        async with self._pool.connection(QUERY_S) as conn:
-            batch = await outbox.fan_out(
-                conn,
-                shards,
-                rooms=self._roster.rooms(),
-                default_room=self._roster.default_room(),
-                lease_s=LEASE_S,
-            )
-            if batch.claims or batch.held:
+        with self._roster.ledger.claiming(shards):
+            async with self._pool.connection(QUERY_S) as conn:
+                batch = await outbox.fan_out(
+                    conn,
+                    shards,
+                    rooms=self._roster.rooms(),
+                    default_room=self._roster.default_room(),
+                    lease_s=LEASE_S,
+                )
                 await self._roster.take(conn, batch.claims, batch.held)
         return batch.events

@@ -6,20 +6,20 @@ right to connect, which the documentation says and the start logs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Annotated, Final
 
 import msgspec
 import trio
+from msgspec import Meta
 
+from daemon.actors.doorbell import Doorbell
+from daemon.actors.fence import Fence
+from daemon.errors import DatabaseUnavailable
 from daemon.log import get
+from daemon.observe import Counts
+from daemon.store.pool import Pool
 from daemon.store.raw import emit_raw
 from daemon.store.shards import shard_of
-
-if TYPE_CHECKING:
-    from daemon.actors.doorbell import Doorbell
-    from daemon.actors.fence import Fence
-    from daemon.observe import Counts
-    from daemon.store.pool import Pool
 
 log = get("intake")
 
@@ -30,13 +30,20 @@ QUERY_S: Final = 10.0
 COMPLAIN_S: Final = 10.0
 
 
+# As daemon/ids.py has them, with msgspec's anchors. What the database could not even take (NUL, half a character)
+# must not get as far as a batch, where it would cost the others their place.
+_CustomerId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{1,64}\Z")]
+_EventType = Annotated[str, Meta(pattern=r"^[a-z0-9_.]{1,128}\Z")]
+_EventId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_:-]{1,128}\Z")]
+
+
 class RawEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A message's JSON. `payload` keeps its bytes."""
 
-    customer_id: str
-    event_type: str
+    customer_id: _CustomerId
+    event_type: _EventType
     payload: msgspec.Raw
-    event_id: str | None = None
+    event_id: _EventId | None = None
 
 
 class Intake:
@@ -48,6 +55,7 @@ class Intake:
         self._counts = counts
         self._bell = bell
         self._send, self._receive = trio.open_memory_channel[RawEvent](CAPACITY)
+        self._batch: list[RawEvent] = []
         self._silent_until = 0.0
         self._unsaid = 0
 
@@ -66,21 +74,31 @@ class Intake:
             self._refuse("more messages than can be taken in")
 
     async def run(self) -> None:
-        """Insert what came, in batches."""
-        async for first in self._receive:
-            batch = [first]
-            while len(batch) < BATCH:
+        """Insert what came, in batches. A batch that meets an outage is the first of the next run."""
+        while True:
+            if not self._batch:
+                self._batch.append(await self._receive.receive())
+            while len(self._batch) < BATCH:
                 try:
-                    batch.append(self._receive.receive_nowait())
+                    self._batch.append(self._receive.receive_nowait())
                 except trio.WouldBlock:
                     break
+            await self._insert()
+
+    async def _insert(self) -> None:
+        rows = [(e.customer_id, e.event_type, bytes(e.payload).decode(), e.event_id) for e in self._batch]
+        try:
             async with self._pool.connection(QUERY_S) as conn:
-                refused = await emit_raw(
-                    conn, [(e.customer_id, e.event_type, bytes(e.payload).decode(), e.event_id) for e in batch]
-                )
-            for reason in refused:
-                self._refuse(reason)
-            self._bell.ring()
+                refused = await emit_raw(conn, rows)
+        except DatabaseUnavailable:
+            raise
+        except BaseException:
+            self._batch = []  # whatever it is about this batch, the next one shall not suffer from it
+            raise
+        self._batch = []
+        for reason in refused:
+            self._refuse(reason)
+        self._bell.ring()
 
     def _refuse(self, reason: str) -> None:
         """Count it, and say so at most every 10 s: the sender may be hostile."""

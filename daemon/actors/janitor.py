@@ -57,5 +57,11 @@ async def summarise(counts: Counts, roster: Roster, lanes: Lanes) -> None:
         before = now
         if any(new.values()):
             actors, claims = roster.counts()
-            log.info("attempts.counted", period_s=int(SUMMARY_S), active=actors, in_memory=claims,
-                     in_flight=lanes.in_flight(), **{k: v for k, v in new.items() if v})
+            log.info(
+                "attempts.counted",
+                period_s=int(SUMMARY_S),
+                active=actors,
+                in_memory=claims,
+                in_flight=lanes.in_flight(),
+                **{k: v for k, v in new.items() if v},
+            )

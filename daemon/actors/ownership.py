@@ -14,25 +14,22 @@ only then unlocked. So a daemon that joins causes no duplicate.
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from typing import Final
 
 import trio
 
 from daemon.actors.doorbell import Doorbell
-from daemon.actors.roster import LEASE_S
+from daemon.actors.fence import Fence
+from daemon.actors.intake import Intake
+from daemon.actors.roster import LEASE_S, Roster
 from daemon.errors import DatabaseUnavailable
 from daemon.log import get
+from daemon.store import queue
 from daemon.store import shards as store
+from daemon.store.connection import Connection
 from daemon.store.shards import SHARDS
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractAsyncContextManager
-
-    from daemon.actors.fence import Fence
-    from daemon.actors.intake import Intake
-    from daemon.actors.roster import Roster
-    from daemon.store.connection import Connection
 
 log = get("ownership")
 
@@ -62,8 +59,8 @@ class Ownership:
         self.shards: frozenset[int] = frozenset()
         self.listening = False
         self.members = 0
-        self._draining: set[int] = set()
         self._stopping = False
+        self._is_member = False
         self._token = secrets.token_hex(8)
         self._heard_at = 0.0
         self._busy: set[int] = set()
@@ -84,10 +81,10 @@ class Ownership:
             self._nudge()
 
     async def stop(self) -> None:
-        """Take no more work, give back what is not in flight; returns when all is recorded and every shard unlocked."""
+        """Take no more work, give back what is not in flight; returns when every shard is unlocked or lost."""
         self._stopping = True
         self._nudge()
-        while self._fence.owned or self._roster.counts()[1]:
+        while self._fence.owned:  # noqa: ASYNC110 - once in a process' life
             await trio.sleep(STOP_LOOK_S)
 
     # -- the session ------------------------------------------------------------------------------------------------
@@ -102,26 +99,27 @@ class Ownership:
         except trio.TooSlowError:
             raise DatabaseUnavailable("the ownership session gave no answer in time") from None
         finally:
-            await self._lose()
+            self._lose()
 
     async def _begin(self, conn: Connection) -> None:
         with trio.fail_after(CHECK_DEADLINE_S):
             await store.listen(conn)
-            await store.join(conn)
+            if not self._stopping:
+                await store.join(conn)
+                self._is_member = True
         self.listening = True
         self._heard_at = trio.current_time()
 
-    async def _lose(self) -> None:
+    def _lose(self) -> None:
         """Ownership is gone: claim nothing more, give back what was not sent, let requests in flight end."""
-        lost = bool(self._fence.owned) and not self._stopping
+        if self._fence.owned:
+            log.warning("ownership.lost", shards=len(self._fence.owned))
         self.listening = False
+        self._is_member = False
         self._fence.lost(range(SHARDS))
-        self._draining.clear()
         self._busy.clear()
         self._set_shards()
-        if lost:
-            log.warning("ownership.lost")
-        await self._roster.give_back(range(SHARDS))
+        self._roster.give_back(range(SHARDS))
 
     async def _turn(self, conn: Connection) -> None:
         began = trio.current_time()
@@ -145,9 +143,11 @@ class Ownership:
             self._wait_scope.cancel()
 
     async def _check(self, conn: Connection, began: float) -> None:
-        changed = await store.changed(conn, self._roster.versions())
-        if changed:
-            self._roster.suspend(changed)
+        versions = self._roster.versions()
+        for subscription_id in await store.changed(conn, versions):
+            self._roster.suspend([subscription_id])
+            del versions[subscription_id]
+        self._roster.confirm(versions, began)
         self._fence.checked(began)
 
     async def _beat(self, conn: Connection) -> None:
@@ -175,45 +175,59 @@ class Ownership:
     async def _balance(self, conn: Connection) -> None:
         await self._unlock_drained(conn)
         if self._stopping:
-            self._draining |= self._fence.owned
-            self._set_shards()
-            await self._roster.give_back(self._draining)
+            await self._leave(conn)
             return
         census = await store.census(conn)
+        if self._fence.owned - census.own:
+            raise DatabaseUnavailable("the ownership session has lost its locks: is there a pooler before it?")
         self.members = max(census.members, 1)
         share = -(-SHARDS // self.members)
-        kept = self._fence.owned - self._draining
-        if len(kept) > share:
-            surplus = sorted(kept)[share:]
-            self._draining.update(surplus)
-            self._set_shards()
-            await self._roster.give_back(surplus)
+        if len(self.shards) > share:
+            surplus = sorted(self.shards)[share:]
+            self._drain(surplus)
             log.info("shards.giving_up", count=len(surplus), members=self.members)
-        elif len(kept) < share:
-            await self._gain(conn, sorted(set(range(SHARDS)) - census.taken)[: share - len(kept)])
+        elif len(self.shards) < share:
+            await self._gain(conn, sorted(set(range(SHARDS)) - census.taken)[: share - len(self.shards)])
+
+    async def _leave(self, conn: Connection) -> None:
+        """At a stop: no longer a member, so that others take over each shard as soon as it is drained."""
+        if self._is_member:
+            await store.leave(conn)
+            self._is_member = False
+        self._drain(self._fence.owned)
+
+    def _drain(self, shards: Iterable[int]) -> None:
+        self._fence.draining.update(shards)
+        self._set_shards()
+        self._roster.give_back(self._fence.draining)
 
     async def _gain(self, conn: Connection, free: list[int]) -> None:
         gained = await store.try_own(conn, free) if free else []
         if not gained:
             return
-        recovered = await store.recover(conn, gained, own=self._roster.ids_held(), lease_s=LEASE_S)
+        # What is in memory from the last time these were ours, in flight or not recorded yet, is not up for others: its
+        # leases may have ended while the database was away.
+        own = self._roster.ledger.leases()
+        await queue.extend_leases(conn, own, lease_s=LEASE_S)
+        recovered = await store.recover(conn, gained, own=own, lease_s=LEASE_S)
+        self._roster.refresh(gained)
         self._fence.owned.update(gained)
         self._set_shards()
         self.outbox_bell.ring()
         self.due_bell.ring()
-        log.info("shards.gained", count=len(gained), owned=len(self._fence.owned), members=self.members, recovered=recovered)
+        owned = len(self._fence.owned)
+        log.info("shards.gained", count=len(gained), owned=owned, members=self.members, recovered=recovered)
 
     async def _unlock_drained(self, conn: Connection) -> None:
-        done = {shard for shard in self._draining if not self._roster.is_working(shard)}
+        done = {shard for shard in self._fence.draining if not self._roster.ledger.is_working(shard)}
         if done:
             await store.idle(conn, done & self._busy)
             await store.disown(conn, done)
             self._busy -= done
-            self._draining -= done
             self._fence.lost(done)
 
     def _set_shards(self) -> None:
-        self.shards = frozenset(self._fence.owned - self._draining)
+        self.shards = frozenset(self._fence.owned - self._fence.draining)
 
     async def _update_busy(self, conn: Connection) -> None:
         if trio.current_time() < self._busy_until:
@@ -225,4 +239,3 @@ class Ownership:
             self._busy.clear()
             # An emitter that probed while we were busy may commit only now, and did not ring.
             self.outbox_bell.ring()
-

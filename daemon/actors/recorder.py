@@ -7,7 +7,8 @@ wait, and nothing more is claimed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Sequence
+from typing import Final
 
 import trio
 
@@ -15,13 +16,8 @@ from daemon.errors import BatchRefused, DatabaseUnavailable
 from daemon.log import get
 from daemon.model import AttemptRecord
 from daemon.store import record as store
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from daemon.actors.roster import Roster
-    from daemon.store.pool import Pool
-    from daemon.store.record import Health
+from daemon.store.pool import Pool
+from daemon.store.record import Health
 
 log = get("recorder")
 
@@ -41,13 +37,13 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 
 
 class Recorder:
-    """See the module's text. Closing `clone`s and the original is the message that no more will come."""
+    """See the module's text. Whoever sets `on_recorded` is told of each batch, and what the database made of it."""
 
     def __init__(self, pool: Pool, *, disable_after: int) -> None:
         self._pool = pool
         self._disable_after = disable_after
         self._send, self._receive = trio.open_memory_channel[AttemptRecord](CAPACITY)
-        self.roster: Roster | None = None
+        self.on_recorded: Callable[[Sequence[AttemptRecord], Sequence[Health]], None] = lambda _batch, _health: None
 
     async def put(self, record: AttemptRecord) -> None:
         """Hand over a result; waits while the channel is full."""
@@ -93,7 +89,7 @@ class Recorder:
                 if self._send_is_closed() and deadline == float("inf"):
                     deadline = trio.current_time() + LAST_WRITE_S
                 if trio.current_time() > deadline:
-                    log.error("results.lost", count=len(batch), error=str(e), next="they will be sent again")
+                    log.warning("results.lost", count=len(batch), error=str(e), next="they will be sent again")
                     return
                 log.warning("results.waiting_for_database", count=len(batch), error=str(e), retry_in_s=pause_s)
                 await trio.sleep(pause_s)
@@ -102,7 +98,7 @@ class Recorder:
                 await self._refused(batch, e)
                 return
             else:
-                self._done(batch, health)
+                self.on_recorded(batch, health)
                 return
 
     async def _refused(self, batch: Sequence[AttemptRecord], error: BatchRefused) -> None:
@@ -112,17 +108,12 @@ class Recorder:
                 await self._record([record])
         else:
             log.error("result.refused", attempt_id=batch[0].id, error=str(error))
-            self._done(batch, [])
+            self.on_recorded(batch, [])
 
     async def _write(self, batch: Sequence[AttemptRecord], *, again: bool) -> list[Health]:
         write = store.record_again if again else store.record
         async with self._pool.connection(QUERY_S) as conn:
             return await write(conn, batch, disable_after=self._disable_after)
-
-    def _done(self, batch: Sequence[AttemptRecord], health: Sequence[Health]) -> None:
-        if self.roster is not None:
-            self.roster.settle(r.delivery_id for r in batch if r.delivery_id is not None)
-            self.roster.heard(health)
 
     def _send_is_closed(self) -> bool:
         return self._receive.statistics().open_send_channels == 0

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
-from daemon.actors.roster import LEASE_S
+from daemon.actors.lanes import Lanes
+from daemon.actors.ownership import Ownership
+from daemon.actors.recorder import Recorder
+from daemon.actors.roster import LEASE_S, Roster
+from daemon.ids import SubscriptionId
 from daemon.log import get
 from daemon.store import queue
-
-if TYPE_CHECKING:
-    from daemon.actors.lanes import Lanes
-    from daemon.actors.ownership import Ownership
-    from daemon.actors.recorder import Recorder
-    from daemon.actors.roster import Roster
-    from daemon.store.pool import Pool
+from daemon.store.connection import Connection
+from daemon.store.pool import Pool
 
 log = get("schedule")
 
 TICK_S: Final = 0.5
 MAX_WAITING: Final = 64
+LOOK_S: Final = 0.01
 QUERY_S: Final = 10.0
 
 
@@ -43,20 +43,25 @@ class Schedule:
                 await self._wake_held()
 
     async def _claim_due(self) -> None:
-        while True:
-            while self._recorder.is_behind() or self._lanes.waiting() > MAX_WAITING:
-                await trio.sleep(0.01)
+        seen = queue.PER_SHARD
+        while seen >= queue.PER_SHARD:
+            while self._recorder.is_behind() or self._lanes.waiting() > MAX_WAITING:  # noqa: ASYNC110 - two counters
+                await trio.sleep(LOOK_S)
+            seen = await self._claim_batch(self._ownership.shards)
+
+    async def _claim_batch(self, shards: frozenset[int]) -> int:
+        """Claim up to 50 of each shard; how many were due."""
+        with self._roster.ledger.claiming(shards):
             async with self._pool.connection(QUERY_S) as conn:
                 ripe = await queue.claim_due(
                     conn,
-                    self._ownership.shards,
+                    shards,
                     rooms=self._roster.rooms(),
                     default_room=self._roster.default_room(),
                     lease_s=LEASE_S,
                 )
                 await self._roster.take(conn, ripe.claims, ripe.held)
-            if ripe.seen < queue.PER_SHARD:
-                return
+        return ripe.seen
 
     async def _wake_held(self) -> None:
         async with self._pool.connection(QUERY_S) as conn:
@@ -66,7 +71,7 @@ class Schedule:
             for subscription_id in deleted:
                 await self._purge(conn, subscription_id)
 
-    async def _purge(self, conn: queue.Connection, subscription_id: queue.SubscriptionId) -> None:
+    async def _purge(self, conn: Connection, subscription_id: SubscriptionId) -> None:
         """A chunk of what was held for a deleted subscription; once there is no more, it leaves the roster."""
         generation = await queue.roster_generation(conn, subscription_id)
         purged = await queue.purge_held(conn, subscription_id)

@@ -17,7 +17,8 @@ log = get("supervise")
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 2.0
 """Short, because after a database outage the work should go on within 5 s of its return."""
-HEALTHY_AFTER_S: Final = 10.0
+HEALTHY_AFTER_S: Final = 1.0
+"""A role that ran so long before it broke starts again after the first pause: it had got through."""
 
 
 async def guard(role: str, run: Callable[[], Awaitable[None]], **keys: object) -> bool:

@@ -1,8 +1,8 @@
 """The circuit breaker of one subscription. Pure: time is a monotonic float in seconds, chance a float in [0, 1).
 
-    Closed --failures reach `after`--> Open --cool-down over--> HalfOpen --probe delivered--> Closed
-                                        ^                          |
-                                        +----- probe failed -------+   (the cool-down doubles, up to 15 min)
+Closed --failures reach `after`--> Open --cool-down over--> HalfOpen --probe delivered--> Closed
+                                    ^                          |
+                                    +----- probe failed -------+   (the cool-down doubles, up to 15 min)
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Decision:
     wait_s: float | None
 
 
-def decide(
+def decide(  # noqa: PLR0913 - the facts that a decision takes
     judged: Verdict, *, attempt: int, steps: int, schedule_s: Sequence[float], asked_s: float, chance: float
 ) -> Decision:
     """Decide how a delivery goes on after attempt number `attempt`.

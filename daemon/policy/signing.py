@@ -93,7 +93,7 @@ class Signer:
         return Signatures(t=t, dealix=f"t={t},{dealix}", webhook=webhook or None)
 
 
-def headers(
+def headers(  # noqa: PLR0913 - the facts that headers carry
     *, event_id: str, event_type: str, attempt: int, dealix_signature: str, webhook_signature: str | None, t: int
 ) -> list[tuple[str, str]]:
     """The headers of one attempt in the order they are sent, without Host and Content-Length."""

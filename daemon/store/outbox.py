@@ -30,9 +30,10 @@ class FannedOut:
 
 
 # Locks: the outbox rows taken (SKIP LOCKED: during a handover two owners overlap for a moment and take different
-# rows), the roster rows of subscriptions with held deliveries. Never a subscription's row: emitters and PATCH do not
-# wait here. Indexes: outbox primary key (one short range for each shard), subscriptions and health primary keys.
-# A row that a crash rolls back is still in the outbox; a claim whose answer is lost comes back when its lease ends.
+# rows), the roster rows of subscriptions with held deliveries, in the order of their ids. Never a subscription's row:
+# emitters and PATCH do not wait here. Indexes: outbox primary key (one short range for each shard), subscriptions and
+# health primary keys. A row that a crash rolls back is still in the outbox; a claim whose answer is lost comes back
+# when its lease ends.
 _FAN_OUT: Final = """
     WITH picked AS (
         SELECT o.*, row_number() OVER fair AS place,
@@ -62,7 +63,8 @@ _FAN_OUT: Final = """
         JOIN dealix.subscription_health h ON h.subscription_id = s.id
         LEFT JOIN unnest(%(ids)s::text[], %(rooms)s::int[]) AS r (subscription_id, room) ON r.subscription_id = s.id
     ), made AS (
-        INSERT INTO dealix.deliveries (event_id, event_day, event_type, subscription_id, shard, attempt, steps, claimed, due)
+        INSERT INTO dealix.deliveries
+            (event_id, event_day, event_type, subscription_id, shard, attempt, steps, claimed, due)
         SELECT event_id, event_day, event_type, subscription_id, shard, claim::int, 0, claim,
                CASE WHEN claim THEN now() + %(lease_s)s * interval '1 s' END
         FROM duties
@@ -71,7 +73,7 @@ _FAN_OUT: Final = """
         RETURNING id, event_id, event_day, event_type, subscription_id, shard, claimed
     ), rostered AS (
         INSERT INTO dealix.roster AS r (subscription_id, shard)
-        SELECT DISTINCT subscription_id, shard FROM duties WHERE NOT claim
+        SELECT DISTINCT subscription_id, shard FROM duties WHERE NOT claim ORDER BY subscription_id
         ON CONFLICT (subscription_id) DO UPDATE SET generation = r.generation + 1
         RETURNING subscription_id
     )

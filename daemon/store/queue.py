@@ -24,8 +24,10 @@ PER_SHARD: Final = 50
 
 @dataclass(frozen=True, slots=True)
 class Ripe:
-    """What a look at the due index came to: claims to send, subscriptions whose deliveries were held instead, and how
-    many rows were looked at (as many as asked for: look again at once)."""
+    """What a look at the due index came to: claims to send, and subscriptions whose deliveries were held instead.
+
+    `seen` rows were looked at; where they are as many as were asked for, look again at once.
+    """
 
     claims: list[Claim]
     held: list[SubscriptionId]
@@ -33,7 +35,8 @@ class Ripe:
 
 
 # Rows come here when a retry is due, a lease has ended, or somebody pulled a delivery forward.
-# Locks: the rows claimed (SKIP LOCKED against a handover's overlap). Index: deliveries_due, a short range per shard.
+# Locks: the rows claimed (SKIP LOCKED against a handover's overlap), roster rows in the order of their ids, as
+# everywhere, since three statements may hold at once. Index: deliveries_due, a short range per shard.
 # A row found claimed was somebody's who is gone: its attempt is logged as interrupted in the same statement, keeps
 # its number and uses no step. After 20 attempts such a row ends as exhausted. No subscription: the row is dropped.
 _CLAIM_DUE: Final = """
@@ -74,7 +77,7 @@ _CLAIM_DUE: Final = """
         WHERE j.interrupted AND NOT j.orphan
     ), rostered AS (
         INSERT INTO dealix.roster AS r (subscription_id, shard)
-        SELECT DISTINCT subscription_id, shard FROM moved WHERE NOT claimed
+        SELECT DISTINCT subscription_id, shard FROM moved WHERE NOT claimed ORDER BY subscription_id
         ON CONFLICT (subscription_id) DO UPDATE SET generation = r.generation + 1
         RETURNING subscription_id
     )
@@ -135,8 +138,11 @@ _CLAIM_HELD: Final = """
     RETURNING d.id, d.event_id, d.event_day, d.event_type, d.subscription_id, d.shard, d.attempt, d.steps, s.version
 """
 _GENERATION: Final = "SELECT generation FROM dealix.roster WHERE subscription_id = %(subscription_id)s"
+# A claim that came back empty says little: the subscription may be disabled, or rows were locked by a holding.
 _STRIKE: Final = """
-    DELETE FROM dealix.roster WHERE subscription_id = %(subscription_id)s AND generation = %(generation)s
+    DELETE FROM dealix.roster
+    WHERE subscription_id = %(subscription_id)s AND generation = %(generation)s
+      AND NOT EXISTS (SELECT FROM dealix.deliveries d WHERE d.subscription_id = %(subscription_id)s AND d.due IS NULL)
 """
 
 
@@ -155,7 +161,7 @@ async def roster_generation(conn: Connection, subscription_id: SubscriptionId) -
 
 
 async def strike(conn: Connection, subscription_id: SubscriptionId, generation: int) -> None:
-    """Take a subscription off the roster, unless something was held since `generation` was read."""
+    """Take a subscription off the roster, unless something is held, or was since `generation` was read."""
     await conn.execute(_STRIKE, {"subscription_id": subscription_id, "generation": generation})
 
 
@@ -192,34 +198,42 @@ async def purge_held(conn: Connection, subscription_id: SubscriptionId) -> int:
 _GIVE_BACK: Final = """
     WITH given AS (
         UPDATE dealix.deliveries d
-        SET attempt = d.attempt - 1, claimed = false, due = CASE WHEN %(hold)s THEN NULL ELSE now() END
-        FROM unnest(%(ids)s::bigint[], %(attempts)s::smallint[]) AS g (id, attempt)
+        SET attempt = d.attempt - 1, claimed = false, due = CASE WHEN g.hold THEN NULL ELSE now() END
+        FROM unnest(%(ids)s::bigint[], %(attempts)s::smallint[], %(holds)s::boolean[]) AS g (id, attempt, hold)
         WHERE d.id = g.id AND d.attempt = g.attempt AND d.claimed
-        RETURNING d.subscription_id, d.shard
+        RETURNING d.subscription_id, d.shard, g.hold
     )
     INSERT INTO dealix.roster AS r (subscription_id, shard)
-    SELECT DISTINCT subscription_id, shard FROM given WHERE %(hold)s
+    SELECT DISTINCT subscription_id, shard FROM given WHERE hold ORDER BY subscription_id
     ON CONFLICT (subscription_id) DO UPDATE SET generation = r.generation + 1
 """
 
 
-async def give_back(conn: Connection, claims: Sequence[Claim], *, hold: bool) -> None:
-    """Undo claims of which no byte was sent: the attempt is not counted. `hold` them, or make them due for others."""
+async def give_back(conn: Connection, claims: Sequence[tuple[Claim, bool]]) -> None:
+    """Undo claims of which no byte was sent: the attempt is not counted. With True it is held, else due for others."""
     await conn.execute(
         _GIVE_BACK,
-        {"ids": [c.delivery_id for c in claims], "attempts": [c.attempt for c in claims], "hold": hold},
+        {
+            "ids": [c.delivery_id for c, _ in claims],
+            "attempts": [c.attempt for c, _ in claims],
+            "holds": [hold for _, hold in claims],
+        },
     )
 
 
 _EXTEND: Final = """
-    UPDATE dealix.deliveries SET due = now() + %(lease_s)s * interval '1 s'
-    WHERE id = ANY (%(ids)s::bigint[]) AND claimed
+    UPDATE dealix.deliveries d SET due = now() + %(lease_s)s * interval '1 s'
+    FROM unnest(%(ids)s::bigint[], %(attempts)s::smallint[]) AS own (id, attempt)
+    WHERE d.id = own.id AND d.attempt = own.attempt AND d.claimed
 """
 
 
-async def extend_leases(conn: Connection, ids: Iterable[DeliveryId], *, lease_s: float) -> None:
-    """Keep what is still in memory from coming back by its lease."""
-    await conn.execute(_EXTEND, {"ids": list(ids), "lease_s": lease_s})
+async def extend_leases(conn: Connection, own: Sequence[tuple[DeliveryId, int]], *, lease_s: float) -> None:
+    """Keep what is still in memory, by delivery and attempt, from coming back by its lease."""
+    await conn.execute(
+        _EXTEND,
+        {"ids": [key for key, _ in own], "attempts": [attempt for _, attempt in own], "lease_s": lease_s},
+    )
 
 
 # The day's partition by its own name: a prepared plan over the parent would lock all of them at each execution.
@@ -298,6 +312,4 @@ _EXPIRE: Final = """
 
 async def expire(conn: Connection, claims: Sequence[Claim]) -> None:
     """End claimed deliveries whose event retention has removed."""
-    await conn.execute(
-        _EXPIRE, {"ids": [c.delivery_id for c in claims], "attempts": [c.attempt for c in claims]}
-    )
+    await conn.execute(_EXPIRE, {"ids": [c.delivery_id for c in claims], "attempts": [c.attempt for c in claims]})

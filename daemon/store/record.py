@@ -36,7 +36,7 @@ class _Health(msgspec.Struct, gc=False):
     gone: bool
     last_at: datetime
     last_status_code: int | None
-    circuit: str
+    circuit: str | None
     cooldown_s: float
     reopen_in_s: float | None
 
@@ -72,7 +72,7 @@ def fold_health(records: Sequence[AttemptRecord]) -> list[_Health]:
         h = folded.get(r.subscription_id)
         if h is None:
             h = folded[r.subscription_id] = _Health(
-                r.subscription_id, 0, 0, 0, False, False, r.created_at, None, "closed", 0.0, None
+                r.subscription_id, 0, 0, 0, False, False, r.created_at, None, None, 0.0, None
             )
         if r.success:
             h.delivered, h.tail = True, 0
@@ -84,7 +84,8 @@ def fold_health(records: Sequence[AttemptRecord]) -> list[_Health]:
                 h.lead += 1
         h.gone |= r.gone
         h.last_at, h.last_status_code = r.created_at, r.status_code
-        h.circuit, h.cooldown_s, h.reopen_in_s = r.circuit, r.cooldown_s, r.reopen_in_s
+        if r.circuit is not None:
+            h.circuit, h.cooldown_s, h.reopen_in_s = r.circuit, r.cooldown_s, r.reopen_in_s
     return [folded[key] for key in sorted(folded)]
 
 
@@ -140,13 +141,14 @@ _RECORD: Final = """
         UPDATE dealix.subscription_health k
         SET consecutive_failures = CASE
                 WHEN NOT s.enabled THEN k.consecutive_failures
-                WHEN k.consecutive_failures + h.lead >= %(disable_after)s OR h.longest >= %(disable_after)s
-                    THEN %(disable_after)s
+                WHEN h.lead > 0 AND k.consecutive_failures + h.lead >= %(disable_after)s
+                    OR h.longest >= %(disable_after)s THEN %(disable_after)s
                 WHEN h.delivered THEN h.tail
                 ELSE k.consecutive_failures + h.lead END,
-            circuit = CASE WHEN s.enabled THEN h.circuit ELSE k.circuit END,
-            cooldown_s = CASE WHEN s.enabled THEN h.cooldown_s ELSE k.cooldown_s END,
-            reopen_at = CASE WHEN s.enabled THEN now() + h.reopen_in_s * interval '1 s' ELSE k.reopen_at END,
+            circuit = CASE WHEN s.enabled AND h.circuit IS NOT NULL THEN h.circuit ELSE k.circuit END,
+            cooldown_s = CASE WHEN s.enabled AND h.circuit IS NOT NULL THEN h.cooldown_s ELSE k.cooldown_s END,
+            reopen_at = CASE WHEN s.enabled AND h.circuit IS NOT NULL THEN now() + h.reopen_in_s * interval '1 s'
+                             ELSE k.reopen_at END,
             last_delivery_at = h.last_at,
             last_status_code = h.last_status_code
         FROM json_to_recordset(%(health)s::json) AS h (
@@ -163,7 +165,8 @@ _RECORD: Final = """
           AND (h.gone OR h.consecutive_failures >= %(disable_after)s)
         RETURNING s.id, s.disabled_reason
     ), counted AS (
-        INSERT INTO dealix.daily_stats AS k (day, customer_id, event_type, success, failed, duration_ms, latency_buckets)
+        INSERT INTO dealix.daily_stats AS k
+            (day, customer_id, event_type, success, failed, duration_ms, latency_buckets)
         SELECT day, customer_id, event_type, success, failed, duration_ms, latency_buckets
         FROM json_to_recordset(%(stats)s::json) AS t (
             day date, customer_id text, event_type text, success bigint, failed bigint, duration_ms bigint,
@@ -216,7 +219,8 @@ async def record(conn: Connection, records: Sequence[AttemptRecord], *, disable_
 
 _FORGET: Final = """
     DELETE FROM dealix.attempts a
-    USING unnest(%(events)s::text[], %(subscriptions)s::text[], %(attempts)s::smallint[]) AS l (event_id, subscription_id, attempt)
+    USING unnest(%(events)s::text[], %(subscriptions)s::text[], %(attempts)s::smallint[])
+        AS l (event_id, subscription_id, attempt)
     WHERE a.event_id = l.event_id AND a.subscription_id = l.subscription_id AND a.attempt = l.attempt
       AND a.outcome = 'interrupted'
 """
@@ -233,25 +237,24 @@ async def _forget_interrupted(conn: Connection, late: Sequence[AttemptRecord]) -
     )
 
 
-_WAIT_FOR_DELIVERIES: Final = "SELECT FROM dealix.deliveries WHERE id = ANY (%(ids)s::bigint[]) FOR UPDATE"
-_WAIT_FOR_HEALTH: Final = """
-    SELECT FROM dealix.subscription_health WHERE subscription_id = ANY (%(ids)s::text[])
-    ORDER BY subscription_id FOR UPDATE
-"""
-_LOGGED: Final = "SELECT EXISTS (SELECT FROM dealix.attempts WHERE id = %(id)s)"
-
-
 async def record_again(conn: Connection, records: Sequence[AttemptRecord], *, disable_after: int) -> list[Health]:
     """Write a batch whose first commit went unanswered, unless that commit took place.
 
-    The first transaction may still be running on the server. Locking the rows it locked waits for its end; after
-    that a fresh look at the log tells whether it committed, since the batch is in the log as a whole or not at all.
+    A batch is in the log as a whole or not at all, and an attempt's id is unique there: the second of two equal batches
+    fails on it, also where the first one is still running on the server, or only begins when a frozen server goes on.
     """
-    async with conn.transaction():
-        ids = [r.delivery_id for r in records if r.delivery_id is not None]
-        await conn.execute(_WAIT_FOR_DELIVERIES, {"ids": sorted(ids)})
-        await conn.execute(_WAIT_FOR_HEALTH, {"ids": sorted({r.subscription_id for r in records})})
-        row = await (await conn.execute(_LOGGED, {"id": records[0].id})).fetchone()
-        if row is not None and row[0]:
-            return []
+    try:
         return await record(conn, records, disable_after=disable_after)
+    except BatchRefused as e:
+        if is_logged_already(e.__cause__):
+            return []
+        raise
+
+
+def is_logged_already(cause: BaseException | None) -> bool:
+    """Whether it was the log that refused an attempt's id."""
+    return (
+        isinstance(cause, psycopg.errors.UniqueViolation)
+        and cause.diag.constraint_name is not None
+        and (cause.diag.table_name or "").startswith("attempts_")
+    )

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from daemon.ids import SubscriptionId
+    from daemon.ids import DeliveryId, SubscriptionId
     from daemon.store.connection import Connection
 
 SHARDS: Final = 64
@@ -36,15 +36,16 @@ def shard_of(customer_id: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """How many daemons share the work, and which shards somebody owns."""
+    """How many daemons share the work, which shards somebody owns, and which of them this session."""
 
     members: int
     taken: frozenset[int]
+    own: frozenset[int]
 
 
 # Reads pg_locks (no row locks; a moment's shared hold of the lock manager's partitions, twice a second).
 _CENSUS: Final = """
-    SELECT l.classid::bigint::int, l.objid::bigint::int, count(*)
+    SELECT l.classid::bigint::int, l.objid::bigint::int, count(*), bool_or(l.pid = pg_backend_pid())
     FROM pg_locks l
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -56,8 +57,11 @@ _CENSUS: Final = """
 async def census(conn: Connection) -> Census:
     """Count the members and list the owned shards."""
     rows = await (await conn.execute(_CENSUS, {"own": OWN_CLASS, "member": MEMBER_CLASS})).fetchall()
-    members = sum(count for kind, _, count in rows if kind == MEMBER_CLASS)
-    return Census(members, frozenset(shard for kind, shard, _ in rows if kind == OWN_CLASS))
+    return Census(
+        members=sum(count for kind, _, count, _ in rows if kind == MEMBER_CLASS),
+        taken=frozenset(shard for kind, shard, _, _ in rows if kind == OWN_CLASS),
+        own=frozenset(shard for kind, shard, _, is_own in rows if kind == OWN_CLASS and is_own),
+    )
 
 
 async def join(conn: Connection) -> None:
@@ -137,15 +141,28 @@ async def changed(conn: Connection, known: Mapping[SubscriptionId, int]) -> list
 # Row locks on those; a result that is being recorded at this moment keeps its row from being due again.
 _RECOVER: Final = """
     UPDATE dealix.deliveries d SET due = now()
-    WHERE d.shard = ANY (%(shards)s::int[]) AND d.claimed AND d.due BETWEEN now() AND now() + %(lease_s)s * interval '1 s'
-      AND NOT (d.id = ANY (%(own)s::bigint[]))
+    WHERE d.shard = ANY (%(shards)s::smallint[]) AND d.claimed
+      AND d.due BETWEEN now() AND now() + %(lease_s)s * interval '1 s'
+      AND NOT EXISTS (
+          SELECT FROM unnest(%(ids)s::bigint[], %(attempts)s::smallint[]) AS own (id, attempt)
+          WHERE own.id = d.id AND own.attempt = d.attempt)
 """
 
 
-async def recover(conn: Connection, shards: Iterable[int], *, own: Iterable[int], lease_s: float) -> int:
+async def recover(
+    conn: Connection, shards: Iterable[int], *, own: Sequence[tuple[DeliveryId, int]], lease_s: float
+) -> int:
     """Make the claimed deliveries of shards that were just gained due at once, except those this daemon itself holds.
 
     Whoever claimed them is dead or has lost the shards. Returns how many there were.
     """
-    cursor = await conn.execute(_RECOVER, {"shards": sorted(shards), "own": list(own), "lease_s": lease_s})
+    cursor = await conn.execute(
+        _RECOVER,
+        {
+            "shards": sorted(shards),
+            "ids": [key for key, _ in own],
+            "attempts": [attempt for _, attempt in own],
+            "lease_s": lease_s,
+        },
+    )
     return cursor.rowcount

@@ -166,7 +166,7 @@ CREATE TABLE dealix.attempts (
     response_body       text,                                      -- at most 4 KiB, made printable
     response_truncated  boolean NOT NULL DEFAULT false
 ) PARTITION BY RANGE (created_at);
-CREATE INDEX attempts_id ON dealix.attempts (id);
+CREATE UNIQUE INDEX attempts_id ON dealix.attempts (id, created_at); -- a batch of results that comes twice fails on it
 CREATE INDEX attempts_customer ON dealix.attempts (customer_id, id);
 CREATE INDEX attempts_customer_failed ON dealix.attempts (customer_id, id) WHERE NOT success;
 CREATE INDEX attempts_subscription ON dealix.attempts (subscription_id, id);
