@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import subprocess
 from pathlib import Path
 from typing import Final
 
+from daemon.embedded_postgres.account import Account
 from daemon.embedded_postgres.address import NAME
 from daemon.embedded_postgres.cluster import as_seen_by
 from daemon.embedded_postgres.ground import Ground
@@ -33,6 +35,7 @@ longer. Page checksums are on by default."""
 def initialise(ground: Ground, timeout_s: float) -> None:
     """Runs initdb in a directory beside the cluster's, then renames that. Raises EmbeddedPostgresFailed and OSError."""
     cluster, account, staging = ground.cluster, ground.account, ground.cluster.staging
+    _demand_entry(account)
     if staging.exists():  # a former start was interrupted
         shutil.rmtree(staging)
     staging.mkdir(mode=0o700)
@@ -54,6 +57,14 @@ def initialise(ground: Ground, timeout_s: float) -> None:
     _sync(staging)
     staging.rename(cluster.path)
     _sync(cluster.data_dir)
+
+
+def _demand_entry(account: Account) -> None:
+    """As initdb does, with a better reason; usual in containers that run under a made-up uid."""
+    try:
+        pwd.getpwuid(account.uid)
+    except KeyError:
+        raise EmbeddedPostgresFailed(f"uid {account.uid} has no passwd entry, which initdb cannot do without") from None
 
 
 def _sync(directory: Path) -> None:

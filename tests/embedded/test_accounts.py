@@ -18,6 +18,8 @@ from daemon.embedded_postgres.processes import members
 from daemon.errors import EmbeddedPostgresFailed
 from tests.embedded.keeper import END_S, NOBODY, Keeper, Way, install, keeping, run_keeper, wait_until
 
+UNKNOWN = 54321
+
 pytestmark = [
     pytest.mark.timeout(40),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for other accounts"),
@@ -171,6 +173,13 @@ def test_root_that_helps_an_ordinary_account_leaves_its_data_usable(nobodys_home
         assert uids(keeper) == {NOBODY}
         with psycopg.connect(keeper.url) as connection:
             connection.execute("SELECT n FROM made_by_root")
+
+
+def test_an_account_that_the_machine_does_not_know_is_refused_with_a_reason(home: Path) -> None:
+    os.chown(home, UNKNOWN, UNKNOWN)
+    with pytest.raises(EmbeddedPostgresFailed, match=f"uid {UNKNOWN} has no passwd entry"):
+        EmbeddedPostgres.start(home)
+    assert not (home / "pg18").exists()
 
 
 def test_another_accounts_data_is_refused_with_a_reason(nobodys_home: Path) -> None:
