@@ -37,9 +37,8 @@ class Connection:
         "_sock",
         "_tls",
         "_unsent",
-        "_used",
+        "died_unanswered",
         "idle_at",
-        "was_stale",
     )
 
     def __init__(self, sock: socket.socket) -> None:
@@ -49,11 +48,10 @@ class Connection:
         self._has_plaintext = False
         self._raw_bytes = 0
         self._unsent = memoryview(b"")
-        self._used = False
         self.idle_at = 0.0
         """When it was laid aside (`trio.current_time()`); meaningless while in use."""
-        self.was_stale = False
-        """Set by `exchange`: the connection had been used before and died before the first byte of an answer."""
+        self.died_unanswered = False
+        """Set by `exchange`: the connection broke before the first byte of an answer."""
 
     async def start_tls(self, context: ssl.SSLContext, host: str, gate: trio.CapacityLimiter) -> Failure | None:
         """Handshake, verified for `host`. `gate` bounds the handshakes that compute at the same time."""
@@ -96,7 +94,6 @@ class Connection:
         `request` is called and the bytes go to the kernel under `gate`; what the kernel does not take at once, and
         the wait for the answer, stand outside it. Ends early only by cancellation: the deadline is the caller's.
         """
-        reused, self._used = self._used, True
         self._raw_bytes = 0
         async with gate:
             self._send_now(request())
@@ -110,7 +107,7 @@ class Connection:
                 nursery.cancel_scope.cancel()
         if reader.head_complete:
             return None
-        self.was_stale = reused and not reader.received_bytes and failure.kind in {"reset", "tls"}
+        self.died_unanswered = not reader.received_bytes and failure.kind in {"reset", "tls"}
         return failure
 
     def may_be_kept(self, reader: ResponseReader) -> bool:

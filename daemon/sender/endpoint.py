@@ -202,8 +202,9 @@ class Endpoint:
         connection = self._shelf.take(self._idle)
         if connection is not None:
             end = await self._exchange(connection, request, gate, progress)
-            if not connection.was_stale:
+            if not connection.died_unanswered:
                 return end
+            # It had most likely been closed by the server while idle, as ours left: once more, on a fresh one.
         opened = await self._opener(self.target, progress)
         if isinstance(opened, Failure):
             return opened
