@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 log = get("supervise")
 
 FIRST_PAUSE_S: Final = 0.1
-LONGEST_PAUSE_S: Final = 2.0
-"""Short, because after a database outage the work should go on within 5 s of its return."""
+LONGEST_PAUSE_S: Final = 1.0
+"""Short, because deliveries should go on within 2 s of a lost session, even if it is not the first in a row."""
 HEALTHY_AFTER_S: Final = 1.0
 """A role that ran so long before it broke starts again after the first pause: it had got through."""
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
+import psycopg
 import trio
 
 from daemon.store.connection import connect
+from daemon.store.outage import outage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -25,7 +27,10 @@ CLOSE_S: Final = 1.0
 
 @asynccontextmanager
 async def dedicated(conninfo: str) -> AsyncGenerator[Connection]:
-    """The session of the shards' owner. Its locks go with it, at the latest 5 s after the last sign of life."""
+    """The session of the shards' owner. Its locks go with it, at the latest 5 s after the last sign of life.
+
+    Raises DatabaseUnavailable, from the block too, as the pool's connections do.
+    """
     conn = await connect(
         conninfo,
         timeout_s=CONNECT_S,
@@ -34,6 +39,10 @@ async def dedicated(conninfo: str) -> AsyncGenerator[Connection]:
     )
     try:
         yield conn
+    except psycopg.Error as e:
+        if unavailable := outage(e, connection_lost=conn.closed):
+            raise unavailable from e
+        raise
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_S):
             await conn.close()
