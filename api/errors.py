@@ -90,19 +90,19 @@ class Problem(Exception):
 
     def response(self) -> Response:
         """The answer to send."""
-        return Response(
-            msgspec.json.encode(self.document()), self.status, headers=self.headers, content_type=MEDIA_TYPE
-        )
+        return Response(self.body(), self.status, headers=self.headers, content_type=MEDIA_TYPE)
 
-    def document(self) -> ProblemDocument:
+    def body(self) -> bytes:
         """The answer's body."""
-        return ProblemDocument(
-            type=f"urn:dealix:problem:{self.code}",
-            title=TITLES.get(self.status, "Error"),
-            status=self.status,
-            detail=self.detail,
-            code=self.code,
-            errors=self.errors,
+        return msgspec.json.encode(
+            ProblemDocument(
+                type=f"urn:dealix:problem:{self.code}",
+                title=TITLES.get(self.status, "Error"),
+                status=self.status,
+                detail=self.detail,
+                code=self.code,
+                errors=self.errors,
+            )
         )
 
 

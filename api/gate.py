@@ -12,7 +12,6 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-import msgspec
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, ASGISendEvent, HTTPScope, Scope
 
@@ -89,7 +88,7 @@ def _fault(scope: HTTPScope) -> Problem | None:
 
 
 async def _answer(send: ASGISendCallable, problem: Problem) -> None:
-    body = msgspec.json.encode(problem.document())
+    body = problem.body()
     headers = [
         (b"content-type", MEDIA_TYPE.encode()),
         (b"content-length", str(len(body)).encode()),
