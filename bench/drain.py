@@ -17,7 +17,7 @@ EMIT: Final = """
     SELECT count(*) FROM generate_series(1, %s) AS i
     CROSS JOIN LATERAL dealix.emit('c' || (i %% %s), 'deal.won', %s::text)
 """
-LIMIT_S: Final = 120.0
+LIMIT_S: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,16 @@ def run(events: int, subscriptions: int, runs: int) -> None:
         once(on, max(events // 10, 1000), subscriptions)
         results = [once(on, events, subscriptions) for _ in range(runs)]
     medians = {name: round(median(asdict(r)[name] for r in results), 1) for name in asdict(results[0])}
-    print(f"drain: {events} events × {subscriptions} subscriptions over {HOSTS} endpoints, 1 KB, plain HTTP, {runs} runs")
+    print(
+        f"drain: {events} events × {subscriptions} subscriptions over {HOSTS} endpoints, 1 KB, plain HTTP, {runs} runs"
+    )
     print(f"  {'deliveries/s':>14} {'daemon µs':>10} {'Postgres µs':>12} {'receiver µs':>12}")
     for r in results:
         print(f"  {r.per_second:14.0f} {r.daemon_us:10.0f} {r.postgres_us:12.0f} {r.receiver_us:12.0f}")
-    print(f"  {medians['per_second']:14.0f} {medians['daemon_us']:10.0f} {medians['postgres_us']:12.0f}"
-          f" {medians['receiver_us']:12.0f}   median")
+    print(
+        f"  {medians['per_second']:14.0f} {medians['daemon_us']:10.0f} {medians['postgres_us']:12.0f}"
+        f" {medians['receiver_us']:12.0f}   median"
+    )
     print(json.dumps({"bench": "drain", "events": events, "subscriptions": subscriptions, "median": medians}))
 
 

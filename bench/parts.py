@@ -82,6 +82,9 @@ class Stage:
             process = subprocess.Popen([sys.executable, "-m", "daemon", "serve"], env=environ | settings, stderr=log)
         try:
             yield process
+        except TimeoutError:
+            print((self.home / "daemon.log").read_text(encoding="utf-8")[-4000:], file=sys.stderr)
+            raise
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(START_S)
