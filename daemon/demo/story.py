@@ -120,14 +120,14 @@ def _free(bind: str) -> str:
 
 
 def _await_ready(api: Api, daemon: Daemon) -> None:
-    click.echo("Starting the daemon … ", nl=False)
+    click.echo("Starting the daemon …")
     begun = time.monotonic()
     while not api.ready():
         daemon.check_alive()
         if time.monotonic() > begun + _READY_S:
             raise DemoFailed(f"the daemon was not ready within {_READY_S:g} s")
         time.sleep(_POLL_S)
-    click.echo(f"ready after {time.monotonic() - begun:.1f} s")
+    click.echo(f"Ready after {time.monotonic() - begun:.1f} s.")
 
 
 def _introduce(api: Api, programs: Programs, receiver: Receiver, memory: Memory) -> Memory:
