@@ -18,6 +18,7 @@ from api.server import listen, serve
 from api.services import Services
 from daemon.actors.engine import Engine
 from daemon.ids import CustomerId
+from daemon.sender.endpoint import Sender
 from daemon.store import api_keys
 from daemon.store.pool import Pool
 from daemon.store.sessions import HOT, dedicated
@@ -109,16 +110,21 @@ class Served:
 
 @asynccontextmanager
 async def open_api(
-    url: str, *, working: bool = False, idle_s: float = 15.0, **groups: dict[str, Any]
+    url: str,
+    *,
+    working: bool = False,
+    idle_s: float = 15.0,
+    sender: Sender | None = None,
+    **groups: dict[str, Any],
 ) -> AsyncGenerator[Served]:
     """The API on the database `url`, with an engine behind it that delivers if it is `working`.
 
-    `groups` are settings, as in delivery={"timeout_s": 1}.
+    `sender` is for registrations, the engine's own unless told. `groups` are settings, as in delivery={"timeout_s": 1}.
     """
     settings = settings_for_tests(Path("/nonexistent"), **groups)
     pool, engine_pool = Pool(url, size=6, name="test api"), Pool(url, size=6, name="test engine", options=HOT)
     engine = Engine(settings, RING, engine_pool, pool, partial(dedicated, url))
-    services = Services(settings, pool, RING, engine.sender, engine.test_fire.fire, engine.readiness)
+    services = Services(settings, pool, RING, sender or engine.sender, engine.test_fire.fire, engine.readiness)
     app, stop = create_app(services), trio.Event()
     try:
         keys = await _make_keys(pool)

@@ -1,0 +1,142 @@
+"""Rotating secrets, and test-fires: what an endpoint's owner does to see that verifying works."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import stripe
+from standardwebhooks import Webhook
+
+from api.verification import EXAMPLE_PYTHON, HEADERS_EMITTED
+from daemon.policy.signing import Signer, SigningKey
+from daemon.store.subscriptions import new_secret
+from tests.support.answers import status
+from tests.support.api import Served
+from tests.support.receiver import open_receiver
+
+
+async def test_a_rotation_gives_a_new_secret_and_both_sign_until_the_old_one_expires(working_api: Served) -> None:
+    async with open_receiver() as receiver:
+        made = await working_api.acme.subscribe(receiver.url("/hook"))
+        path = f"/webhooks/{made['id']}"
+        rotated = (await working_api.acme.post(f"{path}/rotate-secret", {"overlap_seconds": 3600})).json()
+        assert set(rotated) == {"id", "secret", "secret_warning", "previous_secret_expires_at"}
+        assert rotated["secret"] != made["secret"]
+        assert "last" in rotated["secret_warning"]
+        expires_at = datetime.fromisoformat(rotated["previous_secret_expires_at"])
+        assert 3590 < (expires_at - datetime.now(UTC)).total_seconds() <= 3600
+        assert (await working_api.acme.post(f"{path}/test")).json()["delivered"] == 1
+        (request,) = await receiver.wait_for(1)
+        for secret in (made["secret"], rotated["secret"]):
+            stripe.WebhookSignature.verify_header(
+                request.body.decode(), request.headers["dealix-signature"], secret, 300
+            )
+            Webhook(secret).verify(request.body, request.headers)
+        at_once = (await working_api.acme.post(f"{path}/rotate-secret", {"overlap_seconds": 0})).json()
+        assert at_once["previous_secret_expires_at"] is None
+        await working_api.acme.post(f"{path}/test")
+        *_, last = await receiver.wait_for(2)
+        with pytest.raises(stripe.SignatureVerificationError):
+            stripe.WebhookSignature.verify_header(last.body.decode(), last.headers["dealix-signature"], made["secret"])
+
+
+async def test_a_rotation_without_a_body_overlaps_for_a_day(api: Served) -> None:
+    path = f"/webhooks/{(await api.acme.subscribe())['id']}/rotate-secret"
+    for answer in (
+        await api.client.post(f"/api/v1/ecosystem{path}", headers=api.acme.headers),
+        await api.acme.post(path, {}),
+        await api.acme.send("POST", path, b""),
+    ):
+        expires_at = datetime.fromisoformat(answer.json()["previous_secret_expires_at"])
+        assert 86_390 < (expires_at - datetime.now(UTC)).total_seconds() <= 86_400
+
+
+async def test_a_test_fire_is_one_recorded_attempt_whatever_state_the_subscription_is_in(working_api: Served) -> None:
+    async with open_receiver() as receiver:
+        receiver.answer("/hook", status(200), status(500))
+        made = await working_api.acme.subscribe(receiver.url("/hook"), events=["deal.won"])
+        path = f"/webhooks/{made['id']}"
+        await working_api.acme.patch(path, {"enabled": False})
+        good = (await working_api.acme.post(f"{path}/test")).json()
+        assert set(good) == {"test_event", "matched", "delivered", "failed", "deliveries"}
+        assert (good["matched"], good["delivered"], good["failed"]) == (1, 1, 0)
+        bad = (await working_api.acme.post(f"{path}/test", {"event_type": "deal.lost"})).json()
+        assert (bad["delivered"], bad["failed"]) == (0, 1)
+        (delivery,) = bad["deliveries"]
+        assert set(delivery) == {"status_code", "success", "duration_ms", "error"}
+        assert (delivery["status_code"], delivery["success"]) == (500, False)
+        first, second = await receiver.wait_for(2)
+        assert (first.headers["dealix-event-type"], second.headers["dealix-event-type"]) == (
+            "lead.created",
+            "deal.lost",
+        )
+        listed = (await working_api.acme.get("/deliveries", subscription_id=made["id"])).json()["deliveries"]
+        assert [one["event_id"] for one in listed] == [bad["test_event"], good["test_event"]]
+        shown = (await working_api.acme.get(path)).json()
+        assert (shown["enabled"], shown["last_status_code"]) == (False, 500)
+
+
+async def test_a_test_fire_at_nobody_says_so_and_an_unknown_type_is_400(working_api: Served) -> None:
+    path = f"/webhooks/{(await working_api.acme.subscribe())['id']}/test"
+    answer = (await working_api.acme.post(path)).json()
+    assert answer["failed"] == 1
+    assert answer["deliveries"][0]["status_code"] is None
+    assert answer["deliveries"][0]["error"]
+    refused = await working_api.acme.post(path, {"event_type": "no.such"})
+    assert (refused.status_code, refused.json()["code"]) == (400, "unknown_event_type")
+
+
+async def test_a_test_fire_with_a_secret_that_does_not_open_is_409(working_api: Served) -> None:
+    made = await working_api.acme.subscribe()
+    await working_api.run("UPDATE dealix.subscriptions SET secret_sealed = 'x'")
+    answer = await working_api.acme.post(f"/webhooks/{made['id']}/test")
+    assert (answer.status_code, answer.json()["code"]) == (409, "secret_unreadable")
+
+
+@pytest.mark.parametrize("rotating", [False, True])
+def test_the_published_example_accepts_what_is_signed_and_nothing_else(tmp_path: Path, *, rotating: bool) -> None:
+    """Run as its reader would: as a file of its own, with the secret in the environment."""
+    secret, other, body = new_secret(), new_secret(), '{"id":"evt_1","data":{"n":1.0,"s":"é"}}'.encode()
+    (tmp_path / "receiver.py").write_text(EXAMPLE_PYTHON)
+    now = int(time.time())
+
+    def verdict(signature: str, of: bytes = body) -> str:
+        code = "import receiver, sys; print(receiver.verify(sys.stdin.buffer.read(), sys.argv[1])['id'])"
+        ran = subprocess.run(
+            [sys.executable, "-c", code, signature],
+            input=of, env={"DEALIX_WEBHOOK_SECRET": secret}, cwd=tmp_path, capture_output=True, check=False, timeout=20,
+        )  # fmt: skip
+        return ran.stdout.decode().strip() or ran.stderr.decode().strip().splitlines()[-1].partition(":")[0]
+
+    def signed(with_secret: str, t: int) -> str:
+        current, previous = SigningKey.of(with_secret), SigningKey.of(other) if rotating else None
+        return Signer(current, previous, now + 9999.0).sign(event_id="evt_1", body=body, t=t).dealix
+
+    good = signed(secret, now)
+    assert verdict(good) == "evt_1"
+    assert verdict(signed(other, now)) == "ValueError"
+    assert verdict(good, body + b" ") == "ValueError"
+    assert verdict(signed(secret, now - 301)) == "ValueError"
+    assert verdict(good.replace("v1=", "v0=")) == "ValueError"
+    assert verdict("") == "ValueError"
+    if rotating:  # a receiver that still has the old secret
+        assert (
+            verdict(
+                Signer(SigningKey.of(other), SigningKey.of(secret), now + 9.0)
+                .sign(event_id="evt_1", body=body, t=now)
+                .dealix
+            )
+            == "evt_1"
+        )
+
+
+def test_the_header_names_are_those_that_are_sent() -> None:
+    assert HEADERS_EMITTED == [
+        "Content-Type", "User-Agent", "Dealix-Event-Id", "Dealix-Event-Type", "Dealix-Delivery-Attempt",
+        "Dealix-Signature", "webhook-id", "webhook-timestamp", "webhook-signature",
+    ]  # fmt: skip
