@@ -20,10 +20,7 @@ from tests.embedded.keeper import END_S, NOBODY, Keeper, Way, install, keeping, 
 
 UNKNOWN = 54321
 
-pytestmark = [
-    pytest.mark.timeout(40),
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for other accounts"),
-]
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for other accounts")
 
 
 @pytest.fixture(scope="module")

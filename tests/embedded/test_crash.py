@@ -16,8 +16,6 @@ from daemon.embedded_postgres import EmbeddedPostgres, attached, running_url
 from daemon.embedded_postgres.processes import members
 from tests.embedded.keeper import END_S, keeping, run_keeper, wait_until
 
-pytestmark = pytest.mark.timeout(30)
-
 
 def committed_rows(url: str) -> int:
     """The highest row, after a look that none below it is missing."""

@@ -25,8 +25,6 @@ from daemon.embedded_postgres.processes import members
 from daemon.errors import EmbeddedPostgresFailed
 from tests.embedded.keeper import keeping, run_keeper, wait_until
 
-pytestmark = pytest.mark.timeout(30)
-
 
 def ask(url: str, query: str) -> object:
     """The first column of the first row."""
