@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,13 +62,13 @@ class Stage:
         return self.postgres.url
 
     @contextmanager
-    def sql(self) -> Iterator[psycopg.Connection]:
+    def sql(self) -> Generator[psycopg.Connection]:
         """A plain connection in autocommit."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             yield connection
 
     @contextmanager
-    def daemon(self, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    def daemon(self, **settings: str) -> Generator[subprocess.Popen[bytes]]:
         """A `dealix serve` of its own; `settings` are environment variables beyond the usual ones."""
         environ = os.environ | {
             "DEALIX_DATABASE__URL": self.url,
@@ -91,7 +91,7 @@ class Stage:
 
 
 @contextmanager
-def stage(hosts: int) -> Iterator[Stage]:
+def stage(hosts: int) -> Generator[Stage]:
     """Set up on a temporary directory; `hosts` is how many addresses 127.0.0.1, 127.0.0.2, … the receiver has."""
     with ExitStack() as ends:
         home = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="dealix-bench-")))

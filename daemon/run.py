@@ -23,7 +23,7 @@ from config.sources import ConfigError
 from daemon import log as logs
 from daemon.actors.engine import Engine
 from daemon.embedded_postgres import EmbeddedPostgres
-from daemon.errors import DatabaseUnavailable, SettingsInvalid
+from daemon.errors import DatabaseUnavailable, EmbeddedPostgresFailed, SettingsInvalid
 from daemon.sealing import KeyRing, load_key_ring
 from daemon.store import migrate, partitions, subscriptions
 from daemon.store.pool import Pool
@@ -40,6 +40,7 @@ log = logs.get("daemon")
 
 API_GRACE_S: Final = 5.0
 FIRST_DAYS: Final = 2
+EMBEDDED_LOOK_S: Final = 1.0
 MAX_OPEN_FILES: Final = 65_536
 KNOCK_S: Final = 2.0
 """How long the database may take for its first answer before the log says that it is waited for."""
@@ -206,10 +207,14 @@ class Daemon:
             await trio.sleep(period_s / 3)
 
     async def _keep_embedded(self, embedded: EmbeddedPostgres) -> None:
+        """A Postgres that died comes back; where it cannot now (a full disk, say), we try again and stay up."""
         while True:
-            await trio.sleep(1.0)
-            if embedded.ensure_running():
-                log.warning("embedded_postgres.restarted", pid=embedded.pid)
+            await trio.sleep(EMBEDDED_LOOK_S)
+            try:
+                if embedded.ensure_running():
+                    log.warning("embedded_postgres.restarted", pid=embedded.pid)
+            except EmbeddedPostgresFailed as e:
+                log.error("embedded_postgres.down", error=str(e))  # noqa: TRY400 - expected, and said whole
 
 
 def _changed(old: Settings, new: Settings) -> list[str]:
