@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -23,7 +24,8 @@ from daemon.demo.receiver import Arrival, Receiver
 
 CUSTOMER: Final = "demo"
 EVENT_TYPE: Final = "deal.won"
-_READY_S: Final = 60.0
+_READY_S: Final = 90.0
+"""More than the minute for which a daemon waits for its predecessor's database to end."""
 _DELIVERY_S: Final = 60.0
 _POLL_S: Final = 0.1
 
@@ -70,11 +72,12 @@ def run(config_file: Path | None) -> int:
     settings = load(config_file, environ)
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     environ["DEALIX_DATA_DIR"] = str(settings.data_dir)
-    environ["DEALIX_API__BIND"] = bind = _free(settings.api.bind)
     daemon: Daemon | None = None
     receiver: Receiver | None = None
+    lock = _lock(settings.data_dir)
     try:
         click.echo(f"Dealix Webhooks demo, data in {settings.data_dir}")
+        environ["DEALIX_API__BIND"] = bind = _free(settings.api.bind)
         programs, api = Programs(environ, config_file), Api(f"http://{bind}")
         daemon = programs.serve(settings.data_dir / "demo.log")
         _await_ready(api, daemon)
@@ -96,6 +99,18 @@ def run(config_file: Path | None) -> int:
             daemon.stop()
         if receiver is not None:
             receiver.close()
+        os.close(lock)
+
+
+def _lock(data_dir: Path) -> int:
+    """A descriptor whose lock says that a demo runs on this data. It goes with the process."""
+    lock = os.open(data_dir / "demo.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise DemoFailed(f"another demo is running on {data_dir}") from None
+    return lock
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
