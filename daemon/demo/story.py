@@ -173,7 +173,7 @@ def _tell(api: Api, programs: Programs, daemon: Daemon, receiver: Receiver) -> N
             raise DemoFailed(f"the event did not arrive within {_DELIVERY_S:g} s")
     body = {"customer_id": CUSTOMER, "event_type": EVENT_TYPE, "payload": {"deal_id": 8}}
     click.echo(f"""
-API      {api.origin}/api/v1/ecosystem   (described at {api.origin}/docs)
+API      {api.origin}/api/v1/ecosystem   (described at {api.origin}/openapi.json)
 Ops key  {api.key}
 
 Emit the next one over HTTP:
