@@ -1,0 +1,262 @@
+"""The delivery log as it is read: pages, filters, one attempt, and the retry that a person asks for."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Final, LiteralString
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon import clock
+from daemon.ids import CustomerId, new_attempt_id
+from daemon.policy.retry import decide
+from daemon.store import deliveries
+from daemon.store.connection import Connection, connect
+from daemon.store.deliveries import Attempt, Filter, id_at
+from daemon.store.shards import DUE, shard_of
+from tests.support.log import Row, make_days, write
+
+LIMIT_S: Final = 30.0
+W1, W2 = "whk_" + "1" * 24, "whk_" + "2" * 24
+ACME: Final = Filter(CustomerId("acme"))
+
+
+@pytest.fixture
+async def conn(migrated_database: str) -> AsyncGenerator[Connection]:
+    with trio.fail_after(LIMIT_S):
+        async with await connect(migrated_database, timeout_s=5, application_name="test") as connection:
+            yield connection
+
+
+async def ids_of(conn: Connection, wanted: Filter, *, limit: int = 500, days: int = 31) -> list[str]:
+    """The ids on all pages."""
+    oldest = clock.now() - timedelta(days=days)
+    found: list[str] = []
+    before: str | None = None
+    for _ in range(1000):
+        page = await deliveries.page(conn, wanted, limit=limit, before=before, oldest=oldest, look_s=10)
+        assert len(page.rows) <= limit
+        found += [row.id for row in page.rows]
+        before = page.before
+        if before is None:
+            return found
+    raise AssertionError("the pages do not end")
+
+
+async def test_pages_of_any_size_hold_every_attempt_once_newest_first_across_days(conn: Connection) -> None:
+    await make_days(conn, days_back=31)
+    now = clock.now()
+    moments = [now - timedelta(days=d, hours=h, microseconds=h) for d in (0, 0, 1, 2, 5, 9, 17, 30) for h in (0, 1, 7)]
+    moments.append(datetime(now.year, now.month, now.day, tzinfo=UTC))  # midnight
+    moments.append(moments[-1] - timedelta(microseconds=1))
+    made = await write(conn, [Row(W1, f"evt_{i}", created_at=m) for i, m in enumerate(moments)])
+    await write(conn, [Row(W2, customer_id="globex", created_at=m) for m in moments])
+    for limit in (1, 2, 7, 26, 500):
+        assert await ids_of(conn, ACME, limit=limit) == sorted(made, reverse=True)
+    in_reach = [i for i, m in zip(made, moments, strict=True) if m > now - timedelta(days=6)]
+    assert await ids_of(conn, ACME, days=6) == sorted(in_reach, reverse=True)
+
+
+async def test_each_filter_alone_and_all_together_choose_what_they_say(conn: Connection) -> None:
+    await make_days(conn, days_back=3)
+    now = clock.now()
+    rows = [
+        Row(w, event_id, customer_id, event_type, outcome=outcome, created_at=now - timedelta(hours=11 * n, seconds=n))
+        for n, (w, event_id, customer_id, event_type, outcome) in enumerate(
+            (w, e, c, t, o)
+            for w in (W1, W2)
+            for e in ("a", "b")
+            for c in ("acme", "globex")
+            for t in ("deal.won", "deal.lost")
+            for o in ("delivered", "failed")
+        )
+        if n < 7 or n % 2
+    ]
+    rows = [replace(row, created_at=max(row.created_at, now - timedelta(days=3))) for row in rows]
+    made = dict(zip(await write(conn, rows), rows, strict=True))
+    since, until = now - timedelta(hours=60), now - timedelta(hours=5)
+    for w in (None, W1):
+        for e in (None, "b"):
+            for t in (None, "deal.lost"):
+                for success in (None, True, False):
+                    for start, end in ((None, None), (since, until)):
+                        wanted = Filter(CustomerId("acme"), w, e, t, success, start, end)
+                        expected = [
+                            i
+                            for i, row in made.items()
+                            if row.customer_id == "acme"
+                            and w in {None, row.subscription_id}
+                            and e in {None, row.event_id}
+                            and t in {None, row.event_type}
+                            and success in {None, row.outcome == "delivered"}
+                            and (start is None or row.created_at >= start)
+                            and (end is None or row.created_at < end)
+                        ]
+                        for limit in (2, 100):
+                            assert await ids_of(conn, wanted, limit=limit) == sorted(expected, reverse=True), wanted
+
+
+async def test_since_is_included_and_until_is_not_to_the_microsecond(conn: Connection) -> None:
+    moment = clock.now().replace(microsecond=500_499)
+    before, at, after = await write(conn, [Row(W1, created_at=moment + timedelta(microseconds=n)) for n in (-1, 0, 1)])
+    assert set(await ids_of(conn, replace(ACME, since=moment))) == {at, after}
+    assert set(await ids_of(conn, replace(ACME, until=moment))) == {before}
+    assert await ids_of(conn, replace(ACME, since=moment, until=moment)) == []
+    assert await ids_of(conn, replace(ACME, since=moment + timedelta(days=9000))) == []
+    assert await ids_of(conn, replace(ACME, until=datetime(1970, 1, 1, tzinfo=UTC))) == []
+
+
+async def test_a_look_that_takes_too_long_ends_with_a_place_to_go_on_from(conn: Connection) -> None:
+    await make_days(conn, days_back=20)
+    made = await write(conn, [Row(W1, created_at=clock.now() - timedelta(days=19))])
+    oldest = clock.now() - timedelta(days=20)
+    looks = 0
+    before, found = None, []
+    while True:
+        page = await deliveries.page(conn, ACME, limit=5, before=before, oldest=oldest, look_s=-1)
+        looks += 1
+        found += [row.id for row in page.rows]
+        before = page.before
+        if before is None:
+            break
+    assert found == made
+    assert 2 < looks <= 4 * 20 + 2  # never less than six hours at a time
+
+
+async def test_a_list_looks_into_the_partitions_of_its_days_only_and_by_an_index(conn: Connection) -> None:
+    await make_days(conn, days_back=5)
+    today = clock.now().date()
+    await write(conn, [Row(W1, f"e{n}", outcome="failed") for n in range(300)])
+    await conn.execute("ANALYZE dealix.attempts")
+    await conn.execute("SET enable_seqscan = off")
+    statements: list[tuple[LiteralString, str]] = [
+        (deliveries._BY_CUSTOMER, "customer_id_id_idx"),
+        (deliveries._BY_EVENT, "event_id_idx"),
+        (deliveries._BY_SUBSCRIPTION, "subscription_id_id_idx"),
+        (deliveries._FAILED, "customer_id_id_idx1"),
+    ]
+    for statement, index in statements:
+        low = datetime.combine(today, datetime.min.time(), UTC) + timedelta(hours=1)
+        parameters = {
+            "customer_id": "acme", "subscription_id": W1, "event_id": "e7", "event_type": None, "success": None,
+            "first": id_at(low), "before": id_at(low + timedelta(hours=20)), "low": low,
+            "high": low + timedelta(hours=20), "rows": 51,
+        }  # fmt: skip
+        cursor = await conn.execute("EXPLAIN " + statement, parameters, prepare=False)
+        plan = "\n".join(line for (line,) in await cursor.fetchall())
+        assert plan.count("Scan") == 1, plan
+        assert f"attempts_{today:%Y%m%d}_{index} " in plan, plan
+
+
+async def test_an_attempt_is_found_by_its_id_with_everything_the_log_holds(conn: Connection) -> None:
+    midnight = datetime.combine(clock.now().date(), datetime.min.time(), UTC)
+    for moment in (clock.now(), midnight, midnight - timedelta(microseconds=1), midnight + timedelta(microseconds=999)):
+        (made,) = await write(conn, [Row(W1, created_at=moment, response_truncated=True)])
+        found = await deliveries.find(conn, made)
+        assert found is not None
+        assert (found.row.id, found.row.created_at, found.customer_id) == (made, moment, "acme")
+        assert found.response_headers == [("content-type", "text/plain"), ("set-cookie", "a=b"), ("set-cookie", "c=d")]
+        assert (found.response_body, found.response_truncated, found.webhook_signature) == ("thanks", True, "v1,AA==")
+
+
+@pytest.mark.parametrize("attempt_id", ["dlv_" + "0" * 24, "dlv_" + "f" * 24, "dlv_e677d21fdbff" + "0" * 12])
+async def test_an_id_of_no_attempt_finds_nothing_however_far_its_time_is(conn: Connection, attempt_id: str) -> None:
+    assert await deliveries.find(conn, attempt_id) is None
+    assert await deliveries.find(conn, new_attempt_id(clock.now())) is None
+
+
+async def logged(conn: Connection, *rows: Row) -> Attempt:
+    """The first of the attempts, as it is found."""
+    found = await deliveries.find(conn, (await write(conn, rows))[0])
+    assert found is not None
+    return found
+
+
+async def queued(conn: Connection) -> list[tuple[object, ...]]:
+    statement = """SELECT event_id, subscription_id, shard, attempt, steps, claimed, due <= now() FROM dealix.deliveries
+                   ORDER BY subscription_id"""
+    return await (await conn.execute(statement)).fetchall()
+
+
+async def test_a_retry_of_a_finished_delivery_is_due_at_once_after_its_highest_attempt_and_final(
+    conn: Connection, migrated_database: str
+) -> None:
+    async with await connect(migrated_database, timeout_s=5, application_name="listener") as listener:
+        await listener.execute(f"LISTEN {DUE}")
+        found = await logged(conn, Row(W1, attempt=1), Row(W1, attempt=6, outcome="exhausted"), Row(W2, attempt=9))
+        retried = await deliveries.retry(conn, found)
+        assert (retried.attempt, retried.state) == (7, "pending")
+        (row,) = await queued(conn)
+        assert row == ("evt_1", W1, shard_of("acme"), 6, 20, False, True)
+        with trio.fail_after(5):
+            assert [notice.payload for notice in await listener.next_notifies(5)] == [str(shard_of("acme"))]
+    # What the engine decides about such a row when its next attempt fails.
+    assert decide("retry", attempt=7, steps=20, schedule_s=[1.0] * 20, asked_s=0, chance=0).result == "exhausted"
+    assert (await deliveries.retry(conn, found)).attempt == 7
+    assert await queued(conn) == [row]
+
+
+async def test_a_retry_pulls_a_waiting_or_held_delivery_forward_and_leaves_one_in_flight_alone(
+    conn: Connection,
+) -> None:
+    found = await logged(conn, Row(W1, outcome="retry", attempt=2))
+    insert = """
+        INSERT INTO dealix.deliveries (event_id, event_day, event_type, subscription_id, shard, attempt, steps,
+                                       claimed, due)
+        VALUES ('evt_1', current_date, 'deal.won', %s, 1, 2, 2, %s, now() + %s * interval '1 h')"""
+    for hours in (6, None):
+        await conn.execute("DELETE FROM dealix.deliveries")
+        await conn.execute(insert, (W1, False, hours))
+        assert (await deliveries.retry(conn, found)).attempt == 3
+        assert [row[3:] for row in await queued(conn)] == [(2, 2, False, True)]
+    await conn.execute("UPDATE dealix.deliveries SET claimed = true, attempt = 3, due = now() + interval '50 s'")
+    retried = await deliveries.retry(conn, found)
+    assert (retried.attempt, retried.state) == (3, "in_flight")
+    assert [row[3:] for row in await queued(conn)] == [(3, 2, True, False)]
+
+
+async def test_a_retry_that_meets_a_result_being_recorded_takes_the_number_after_it(
+    conn: Connection, migrated_database: str
+) -> None:
+    found = await logged(conn, Row(W1, outcome="retry", attempt=1))
+    await conn.execute(
+        """INSERT INTO dealix.deliveries (event_id, event_day, event_type, subscription_id, shard, attempt, steps,
+           claimed, due) VALUES ('evt_1', current_date, 'deal.won', %s, 1, 2, 1, true, now())""",
+        (W1,),
+    )
+    retried: list[deliveries.Retried] = []
+    async with await connect(migrated_database, timeout_s=5, application_name="recorder") as recorder:
+
+        async def retry() -> None:
+            retried.append(await deliveries.retry(conn, found))
+
+        async with trio.open_nursery() as nursery, recorder.transaction():
+            await recorder.execute("DELETE FROM dealix.deliveries")
+            await write(recorder, [Row(W1, outcome="failed", attempt=2)])
+            nursery.start_soon(retry)
+            await waits_for_a_lock(recorder)
+    assert [(one.attempt, one.state) for one in retried] == [(3, "pending")]
+
+
+async def waits_for_a_lock(conn: Connection) -> None:
+    """Return once some other session waits for a row."""
+    while True:
+        cursor = await conn.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        if await cursor.fetchone() != (0,):
+            return
+        await trio.sleep(0.01)
+
+
+@given(st.datetimes(min_value=datetime(1970, 1, 1), max_value=datetime(2999, 1, 1)))  # noqa: DTZ001 made aware below
+def test_ids_sort_as_their_times_do_and_the_bound_of_a_moment_is_not_above_its_ids(naive: datetime) -> None:
+    moment = naive.replace(tzinfo=UTC)
+    made = new_attempt_id(moment)
+    assert id_at(moment) <= made < id_at(moment + timedelta(milliseconds=2))
+    bounds = deliveries.bounds_of(made)
+    assert bounds is not None
+    assert bounds[0] <= moment < bounds[1]
