@@ -18,8 +18,9 @@ from daemon.sender.failure import Failure
 from daemon.sender.response import ResponseReader
 
 _CHUNK_BYTES: Final = 16 * 1024
-_MAX_RAW_BYTES: Final = 256 * 1024
-"""Per exchange or handshake, TLS records included: a peer can send records for ever that carry no content."""
+_MAX_RAW_BYTES: Final = 128 * 1024
+"""Per exchange or handshake, as they come from the socket. The reader's caps are about content; this one is about what
+can be sent for ever without any: TLS records, chunk extensions, trailers."""
 
 
 class _TooMuchError(Exception):

@@ -22,8 +22,6 @@ MAX_INTERIM: Final = 8
 """1xx answers before the real one; one or two are usual."""
 MAX_BODY_BYTES: Final = 4 * 1024
 """What the log keeps. A longer body is not read on: the connection is closed, which costs less than the reading."""
-_MAX_TOTAL_BYTES: Final = 64 * 1024
-"""Against framing without content: chunk extensions, trailers."""
 
 _KEPT_HEADER_CHARACTERS: Final = 4 * 1024
 _KEPT_HEADERS: Final = 64
@@ -96,7 +94,7 @@ class ResponseReader:
             return
         if not self.head_complete and self.received_bytes > MAX_HEAD_BYTES:
             self._refuse("its headers are too large")
-        elif len(self._body) > MAX_BODY_BYTES or self.received_bytes > _MAX_TOTAL_BYTES:
+        elif len(self._body) > MAX_BODY_BYTES:
             self.finished = True
 
     def end(self) -> None:
@@ -165,9 +163,8 @@ class ResponseReader:
 
     def on_body(self, data: bytes) -> None:
         """For the parser: a piece of the body."""
-        room = MAX_BODY_BYTES + 1 - len(self._body)  # one more than is kept tells that there was more
-        if room > 0 and not self._whole:
-            self._body += data[:room]
+        if not self._whole:
+            self._body += data  # at most one read more than is kept: `feed` then ends it
 
     def on_message_complete(self) -> None:
         """For the parser: the end of one message, also of each interim one."""

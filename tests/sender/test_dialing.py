@@ -246,7 +246,7 @@ async def test_names_known_to_be_slow_share_a_few_threads(posters: Posters, monk
                 for url in urls:
                     nursery.start_soon(poster.post, url)
                 while running < expected:
-                    await trio.sleep(0.005)  # noqa: ASYNC110 - threads count, not tasks
+                    await trio.sleep(0.005)
                 await trio.sleep(0.02)  # for one too many to show itself
                 release.set()
             assert most == expected

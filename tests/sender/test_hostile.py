@@ -110,6 +110,15 @@ async def test_some_interim_answers_are_passed_over(poster: Poster, receiver: Re
     assert receiver.connections == 1
 
 
+async def test_trailers_and_later_answers_add_no_headers(poster: Poster, receiver: Receiver) -> None:
+    trailer = b"HTTP/1.1 503 No\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nRetry-After: 7\r\n\r\n"
+    receiver.answer_all(raw(trailer + b"HTTP/1.1 503 No\r\nRetry-After: 8\r\nContent-Length: 0\r\n\r\n"))
+    with trio.fail_after(5):
+        outcome = await poster.post(receiver.url())
+    assert (outcome.status_code, outcome.retry_after) == (503, None)
+    assert outcome.response_headers == (("Transfer-Encoding", "chunked"),)
+
+
 FLOODS: dict[str, tuple[Answer, int | None, str | None]] = {
     "interim answers": (answers.interim_flood(), None, "protocol"),
     "headers": (answers.endless_headers(), None, "protocol"),

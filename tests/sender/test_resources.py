@@ -7,12 +7,14 @@ import os
 import random
 import resource
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
+from daemon.sender import dialer
 from daemon.sender.idle import IDLE_S
 from tests.support import answers
 from tests.support.answers import status
@@ -110,6 +112,31 @@ async def test_a_dial_cancelled_in_its_race_leaves_nothing(posters: Posters) -> 
                     await poster.post(f"https://hooks.example:{receiver.port}/")
             await receiver.wait_for_open(0)
             assert descriptors() == before
+
+
+async def test_of_addresses_that_answer_almost_at_once_one_connection_is_left(
+    posters: Posters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialer, "_STAGGER_S", 0.0)
+    poster = posters.make(lambda _: ["127.0.0.1", "127.0.0.2", "127.0.0.3"])
+    accepted = 0
+
+    async def close_at_once(_: trio.SocketStream) -> None:
+        nonlocal accepted
+        accepted += 1
+        await trio.lowlevel.checkpoint()
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            serve = partial(trio.serve_tcp, close_at_once, 0, host="0.0.0.0")
+            listener, *_ = await nursery.start(serve)
+            before = descriptors()
+            for _ in range(30):
+                await poster.post(f"https://hooks.example:{listener.socket.getsockname()[1]}/")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert accepted > 30
+            assert descriptors() == before
+            nursery.cancel_scope.cancel()
 
 
 async def test_idle_connections_of_all_endpoints_have_one_cap_and_the_oldest_go_first(posters: Posters) -> None:
