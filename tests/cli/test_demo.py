@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -84,14 +85,22 @@ class Demo:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[list[Demo]]:
+def place(tmp_path: Path) -> Path:
+    """Where the demo is started: a directory whose name a shell would take apart."""
+    made = tmp_path / 'it\'s a $(demo) of "5"'
+    made.mkdir()
+    return made
+
+
+@pytest.fixture
+def start(place: Path) -> Iterator[list[Demo]]:
     demos: list[Demo] = []
     yield demos
     for demo in demos:
         if demo.process.poll() is None:
             demo.process.kill()
         demo.close()
-    until(lambda: not members(tmp_path / ".dealix" / "pg18"), within_s=LINE_S, what="no Postgres is left")
+    until(lambda: not members(place / ".dealix" / "pg18"), within_s=LINE_S, what="no Postgres is left")
 
 
 def pasted(line: str) -> str:
@@ -105,9 +114,15 @@ def pasted(line: str) -> str:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.parametrize("tools", [("sh", "curl", "psql"), ("sh", "curl")], ids=["psql", "only the psql of the wheel"])
 def test_the_demo_shows_a_verified_delivery_and_lines_that_work_and_the_next_start_goes_on(
-    tmp_path: Path, start: list[Demo]
+    place: Path, tmp_path: Path, start: list[Demo], monkeypatch: pytest.MonkeyPatch, tools: tuple[str, ...]
 ) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in tools:
+        (programs / name).symlink_to(shutil.which(name) or pytest.fail(f"this test needs {name}"))
+    monkeypatch.setenv("PATH", str(programs))
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -115,25 +130,25 @@ def test_the_demo_shows_a_verified_delivery_and_lines_that_work_and_the_next_sta
             taken.listen()
         except OSError:
             pass  # somebody else has it: all the same to the demo
-        first = Demo(tmp_path)
+        first = Demo(place)
         start.append(first)
         lines = first.until("Each further delivery")
-    assert f"Dealix Webhooks demo, data in {tmp_path}/.dealix" in lines
+    assert f"Dealix Webhooks demo, data in {place}/.dealix" in lines
     assert "Port 8080 is taken: choosing another." in lines
     (arrival,) = [match for line in lines if (match := ARRIVED.fullmatch(line))]
     assert arrival["data"] == '{"deal_id": 7}'
     assert f"Emitted one event in SQL: {arrival['id']}" in lines
-    curl, psql = (next(line.strip() for line in lines if line.startswith(f"  {tool}")) for tool in ("curl", "psql"))
+    curl, psql = (next(line.strip() for line in lines if tool in line) for tool in ("  curl", " dealix.emit("))
     assert '"pending": 1' in pasted(curl).replace('":1', '": 1')
     assert "(1 row)" in pasted(psql)
     further = [ARRIVED.fullmatch(line) for line in (first.line(), first.line(), first.line()) if line]
     assert sorted(match["data"] for match in further if match) == ['{"deal_id": 8}', '{"deal_id": 9}']
     assert first.end(signal.SIGINT)[-1] == "Stopping …"
-    assert not members(tmp_path / ".dealix" / "pg18")
+    assert not members(place / ".dealix" / "pg18")
     for secret in ("demo.json", "sealing.key"):
-        assert stat.S_IMODE((tmp_path / ".dealix" / secret).stat().st_mode) == 0o600
+        assert stat.S_IMODE((place / ".dealix" / secret).stat().st_mode) == 0o600
 
-    second = Demo(tmp_path)
+    second = Demo(place)
     start.append(second)
     again = second.until("Each further delivery")
     assert [line for line in again if line.startswith(("Ops key", "Receiver"))] == [
@@ -145,17 +160,17 @@ def test_the_demo_shows_a_verified_delivery_and_lines_that_work_and_the_next_sta
 
 @pytest.mark.timeout(120)
 def test_a_second_demo_on_the_same_data_is_refused_and_a_killed_one_leaves_nothing_running(
-    tmp_path: Path, start: list[Demo]
+    place: Path, start: list[Demo]
 ) -> None:
-    demo = Demo(tmp_path)
+    demo = Demo(place)
     start.append(demo)
     demo.until("Each further delivery")
-    other = Demo(tmp_path)  # on the same data
+    other = Demo(place)  # on the same data
     start.append(other)
-    assert other.until("dealix: ") == [f"dealix: another demo is running on {tmp_path}/.dealix"]
+    assert other.until("dealix: ") == [f"dealix: another demo is running on {place}/.dealix"]
     assert other.process.wait(LINE_S) == 1
     demo.process.kill()
-    until(lambda: not members(tmp_path / ".dealix" / "pg18"), within_s=LINE_S, what="no Postgres is left")
+    until(lambda: not members(place / ".dealix" / "pg18"), within_s=LINE_S, what="no Postgres is left")
 
 
 SECRET: Final = "whsec_" + "QUJD" * 11
@@ -189,13 +204,13 @@ def test_the_receivers_checks_accept_what_is_signed_and_nothing_else() -> None:
 
 
 @pytest.mark.timeout(120)
-def test_a_daemon_that_does_not_start_is_told_with_the_end_of_its_log(tmp_path: Path, start: list[Demo]) -> None:
-    (tmp_path / ".dealix").mkdir(mode=0o700)
-    (tmp_path / ".dealix" / "sealing.key").write_text("damaged")
-    (tmp_path / ".dealix" / "sealing.key").chmod(0o600)
-    demo = Demo(tmp_path)
+def test_a_daemon_that_does_not_start_is_told_with_the_end_of_its_log(place: Path, start: list[Demo]) -> None:
+    (place / ".dealix").mkdir(mode=0o700)
+    (place / ".dealix" / "sealing.key").write_text("damaged")
+    (place / ".dealix" / "sealing.key").chmod(0o600)
+    demo = Demo(place)
     start.append(demo)
     lines = demo.until("dealix: ")
-    assert lines[-1] == f"dealix: the daemon ended with 78; its log, {tmp_path}/.dealix/demo.log, ends:"
+    assert lines[-1] == f"dealix: the daemon ended with 78; its log, {place}/.dealix/demo.log, ends:"
     assert "should be the base64 text of 32 bytes" in (demo.line() or "")
     assert demo.process.wait(LINE_S) == 1
