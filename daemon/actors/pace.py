@@ -44,6 +44,8 @@ class Pace:
         elif not isinstance(self.breaker, policy.HalfOpen):
             until = trio.current_time() + config.reopen_in_s
             self.breaker = policy.Open(config.consecutive_failures, config.cooldown_s, until)
+        if self.breaker.failures:
+            self.window = 1
 
     def is_paused(self) -> bool:
         """Whether the cool-down is not over yet."""
