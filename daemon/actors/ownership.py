@@ -37,6 +37,8 @@ CHECK_S: Final = 0.4
 CHECK_DEADLINE_S: Final = 2.0
 HEARTBEAT_S: Final = 2.0
 """LISTEN can die in silence (DISCARD ALL, a pooler): our own NOTIFY has to come back before the second one after it."""
+SILENT_S: Final = 6.0
+"""Another daemon whose session has been silent for so long is frozen, and the server did not end it after 5 s."""
 STOP_LOOK_S: Final = 0.02
 BUSY_LINGER_S: Final = 0.1
 
@@ -156,6 +158,8 @@ class Ownership:
             raise DatabaseUnavailable("LISTEN no longer hears this daemon's own heartbeat")
         if now - self._heard_at > HEARTBEAT_S:
             await store.heartbeat(conn, self._token)
+            if self.members > 1 and (ended := await store.end_silent(conn, silent_s=SILENT_S)):
+                log.warning("ownership.silent_ended", sessions=len(ended))
 
     def _hear(self, channel: str, payload: str) -> None:
         if channel == store.WAKE:

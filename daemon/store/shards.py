@@ -85,6 +85,27 @@ async def heartbeat(conn: Connection, token: str) -> None:
     await conn.execute("SELECT pg_notify(%(channel)s, %(token)s)", {"channel": HEARTBEAT, "token": token})
 
 
+# A frozen daemon is not always idle in the server's eyes: wake-ups fill its socket, and a backend that waits to write
+# obeys no idle_session_timeout. The pids are fixed first: the planner may call a function before it filters.
+_END_SILENT: Final = """
+    WITH silent AS MATERIALIZED (
+        SELECT DISTINCT a.pid FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+        WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+          AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+          AND l.classid::bigint IN (%(own)s, %(member)s)
+          AND a.pid <> pg_backend_pid() AND a.usename = session_user
+          AND a.state_change < now() - %(silent_s)s * interval '1 s'
+    )
+    SELECT pid FROM silent WHERE pg_terminate_backend(pid)
+"""
+
+
+async def end_silent(conn: Connection, *, silent_s: float) -> list[int]:
+    """End the sessions of other daemons that own shards and have asked nothing for so long; returns their backends."""
+    cursor = await conn.execute(_END_SILENT, {"own": OWN_CLASS, "member": MEMBER_CLASS, "silent_s": silent_s})
+    return [pid for (pid,) in await cursor.fetchall()]
+
+
 async def try_own(conn: Connection, shards: Iterable[int]) -> list[int]:
     """Take those of the shards that are free; returns them."""
     return await _try_lock(conn, OWN_CLASS, shards)
