@@ -88,13 +88,16 @@ class Sender:
         return len(self._shelf)
 
     async def check(self, target: Target, timeout_s: float) -> str | None:
-        """At registration: why `target` is refused, or None if it is fine or cannot be told within `timeout_s`."""
+        """At registration: why `target` is refused, or None if it is fine or cannot be told within `timeout_s`.
+
+        The reason reads like those of `endpoint_url.parse`: "host hooks.example resolves to a private address, …".
+        """
         if self._proxy_for(target) is not None and not target.is_literal:
             return None
         with trio.move_on_after(timeout_s):
             found = await self._dialer.addresses(target)
             if isinstance(found, Failure) and found.kind == "blocked":
-                return found.sentence
+                return found.sentence.removeprefix("The ").removesuffix(".")
         return None
 
     def drop_expired(self) -> None:
@@ -160,6 +163,7 @@ class Endpoint:
         self._shelf = shelf
         self._timeout_s = timeout_s
         self._idle: list[Connection] = []
+        self._closed_times = 0
 
     @property
     def idle(self) -> int:
@@ -167,7 +171,8 @@ class Endpoint:
         return len(self._idle)
 
     def close_idle(self) -> None:
-        """Close the kept connections: the actor goes, or its target has changed."""
+        """Close the kept connections, and keep none of those now in use: the actor goes, or its target has changed."""
+        self._closed_times += 1
         self._shelf.drop_owned(self._idle)
 
     async def post(self, request: Callable[[], bytes], gate: trio.CapacityLimiter) -> Outcome:
@@ -215,10 +220,11 @@ class Endpoint:
     ) -> Failure | None:
         progress.phase = "answer"
         reader = progress.reader = ResponseReader()
+        closed_times = self._closed_times
         keep = False
         try:
             end = await connection.exchange(request, gate, reader)
-            keep = end is None and connection.may_be_kept(reader)
+            keep = end is None and closed_times == self._closed_times and connection.may_be_kept(reader)
         finally:
             reader.release()
             if keep:

@@ -181,6 +181,19 @@ async def test_an_endpoint_closes_its_own_connections_only(poster: Poster, recei
         assert receiver.connections == 2
 
 
+async def test_a_connection_in_use_while_its_endpoint_is_closed_is_not_kept(poster: Poster, receiver: Receiver) -> None:
+    receiver.answer("/", status(200, delay_s=0.05), status(200))
+    endpoint = poster.endpoint(receiver.url())
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(poster.post, receiver.url())
+            await receiver.wait_for(1)
+            endpoint.close_idle()
+        assert (endpoint.idle, poster.sender.idle) == (0, 0)
+        await poster.post(receiver.url())
+        assert endpoint.idle == 1
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 async def test_without_descriptors_idle_connections_make_room(poster: Poster, receiver: Receiver) -> None:
     """The receiver shares the process: what the sender frees, both ends need."""
