@@ -1,0 +1,88 @@
+"""Liveness, readiness, and the database away."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from tests.support.api import BASE, NOWHERE, Served, open_api
+from tests.support.migrated import migrated_template
+from tests.support.own_server import OwnServer
+
+ANSWER_S = 2.0
+
+
+async def test_alive_and_ready_while_everything_is_up(working_api: Served) -> None:
+    assert (await working_api.client.get("/healthz")).json() == {"status": "ok"}
+    ready = await working_api.client.get("/readyz?cache=no")
+    assert ready.status_code == 200
+    assert ready.json()["listening"] is True
+
+
+async def test_not_ready_without_the_listening_connection_or_with_another_schema(api: Served) -> None:
+    # The engine of this fixture has not been started, so that it does not listen.
+    deaf = await api.client.get("/readyz")
+    assert (deaf.status_code, deaf.json()["code"]) == (503, "not_listening")
+    await api.run("UPDATE dealix.schema_migrations SET version = version + 1000")
+    other = await api.client.get("/readyz")
+    assert (other.status_code, other.json()["code"]) == (503, "schema_mismatch")
+    assert other.headers["Retry-After"]
+    assert (await api.client.get("/healthz")).status_code == 200
+
+
+ROUTES: list[tuple[str, str, object]] = [
+    ("GET", f"{BASE}/event-types", None),
+    ("GET", f"{BASE}/webhooks", None),
+    ("POST", f"{BASE}/webhooks", {"endpoint_url": NOWHERE, "customer_id": "acme"}),
+    ("GET", f"{BASE}/webhooks/whk_{'0' * 24}", None),
+    ("DELETE", f"{BASE}/webhooks/whk_{'0' * 24}", None),
+    ("POST", f"{BASE}/webhooks/whk_{'0' * 24}/test", None),
+    ("POST", f"{BASE}/events/emit", {"customer_id": "acme", "event_type": "deal.won"}),
+    ("POST", f"{BASE}/events/emit/batch", {"events": [{"customer_id": "acme", "event_type": "deal.won"}]}),
+    ("GET", f"{BASE}/deliveries", None),
+    ("GET", f"{BASE}/stats", None),
+    ("GET", "/readyz", None),
+]
+
+
+async def all_are_503(served: Served) -> None:
+    """All at once: whoever waits for the pool must not wait for longer either."""
+
+    async def one(method: str, path: str, body: object) -> None:
+        started_at = trio.current_time()
+        answer = await served.client.request(method, path, json=body, headers=served.ops.headers)
+        assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable"), path
+        assert int(answer.headers["Retry-After"]) > 0
+        assert trio.current_time() - started_at < ANSWER_S, path
+
+    async with trio.open_nursery() as nursery:
+        for route in ROUTES:
+            nursery.start_soon(one, *route)
+    assert (await served.client.get("/healthz")).status_code == 200
+    assert (await served.client.get(f"{BASE}/webhooks")).status_code == 401
+
+
+@pytest.fixture
+def own_database(own_server: OwnServer) -> str:
+    return migrated_template(own_server.url)
+
+
+async def test_with_the_database_away_or_frozen_every_route_is_503_in_time_and_works_again_when_it_is_back(
+    own_server: OwnServer, own_database: str
+) -> None:
+    with trio.fail_after(55):
+        async with open_api(own_database) as served:
+            assert (await served.acme.get("/webhooks")).status_code == 200
+            own_server.freeze()
+            await all_are_503(served)
+            own_server.thaw()
+            await serves_again(served)
+            own_server.kill()
+            await all_are_503(served)
+            own_server.start()
+            await serves_again(served)
+
+
+async def serves_again(served: Served) -> None:
+    while (await served.acme.get("/webhooks")).status_code != 200:
+        await trio.sleep(0.05)
