@@ -1,0 +1,280 @@
+"""From the emitter's transaction to the right endpoints: what is sent at all, to whom, how soon, and how often."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Final
+
+import pytest
+import trio
+
+from daemon.actors import delivery
+from daemon.store.connection import connect
+from daemon.store.shards import BUSY_CLASS, RAW, WAKE, shard_of
+from tests.support.answers import status
+from tests.support.engine import Running, running_engine
+from tests.support.receiver import Receiver, open_receiver
+
+EMIT: Final = "SELECT dealix.emit('acme', 'deal.won', %s::text)"
+LEFT: Final = "SELECT (SELECT count(*) FROM dealix.outbox) + (SELECT count(*) FROM dealix.deliveries)"
+
+
+def customers_on(shard: int) -> list[str]:
+    return [name for name in (f"c{n}" for n in range(2000)) if shard_of(name) == shard]
+
+
+def arrived(receiver: Receiver, path: str | None = None) -> list[object]:
+    requests = receiver.received if path is None else receiver.at(path)
+    return sorted(json.loads(r.body)["data"]["n"] for r in requests)
+
+
+# ── transactions ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_rolls_back_is_never_sent_and_what_commits_is(any_database: str) -> None:
+    with trio.fail_after(20):
+        async with open_receiver() as receiver, running_engine(any_database) as running:
+            await running.subscribe(receiver.url())
+            async with running.pool.connection(10) as conn:
+                async with conn.transaction(force_rollback=True):
+                    await conn.execute(EMIT, ('{"n": 1}',))
+                    await trio.sleep(0.6)  # longer than a poll, the transaction open
+                async with conn.transaction():
+                    await conn.execute(EMIT, ('{"n": 2}',))
+                    async with conn.transaction(force_rollback=True):
+                        await conn.execute(EMIT, ('{"n": 3}',))
+                    await conn.execute(EMIT, ('{"n": 4}',))
+                    await trio.sleep(0.1)
+                    assert receiver.received == []
+            await receiver.wait_for(2)
+            await running.emit({"n": 5})  # whatever else was to come has come before this
+            await receiver.wait_for(3)
+            await running.until(0, LEFT)
+            assert arrived(receiver) == [2, 4, 5]
+
+
+async def test_what_was_committed_while_no_daemon_ran_is_sent_after_the_start(migrated_database: str) -> None:
+    with trio.fail_after(20):
+        async with open_receiver() as receiver:
+            async with running_engine(migrated_database) as running:
+                await running.subscribe(receiver.url())
+            async with await connect(migrated_database, timeout_s=5, application_name="emitter") as conn:
+                for n in range(3):
+                    await conn.execute(EMIT, (f'{{"n": {n}}}',))
+            assert receiver.received == []
+            async with running_engine(migrated_database) as running:
+                await receiver.wait_for(3)
+                await running.until(0, LEFT)
+            assert arrived(receiver) == [0, 1, 2]
+
+
+async def test_an_emit_without_a_wake_up_arrives_within_a_second(migrated_database: str) -> None:
+    with trio.fail_after(20):
+        async with open_receiver() as receiver, running_engine(migrated_database) as running:
+            await running.subscribe(receiver.url())
+            await running.rows("SELECT dealix.emit('acme', 'deal.won', '{\"n\": 1}', notify => false)")
+            emitted_at = trio.current_time()
+            (request,) = await receiver.wait_for(1)
+            assert request.at - emitted_at < 1.0
+
+
+async def test_one_own_id_is_one_event_however_often_it_is_emitted(migrated_database: str) -> None:
+    with trio.fail_after(20):
+        async with open_receiver() as receiver, running_engine(migrated_database) as running:
+            await running.subscribe(receiver.url())
+            for _ in range(3):
+                rows = await running.rows(
+                    "SELECT * FROM dealix.emit('acme', 'deal.won', '{\"n\": 1}', event_id => 'order-7')"
+                )
+                assert rows == [("order-7", 1)]
+            await running.emit({"n": 2})
+            await receiver.wait_for(2)
+            await running.until(0, LEFT)
+            assert arrived(receiver) == [1, 2]
+            assert receiver.received[0].headers["webhook-id"] == "order-7"
+
+
+# ── who gets what ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_each_subscription_gets_the_types_it_wants_of_its_own_customer(migrated_database: str) -> None:
+    wanted = {
+        "/all": [],
+        "/won": ["deal.won"],
+        "/lost": ["deal.lost"],
+        "/both": ["deal.won", "deal.lost"],
+        "/quote": ["quote.sent"],
+    }
+    with trio.fail_after(20):
+        async with open_receiver() as receiver, running_engine(migrated_database) as running:
+            for path, events in wanted.items():
+                await running.subscribe(receiver.url(path), events=events)
+            await running.subscribe(receiver.url("/stranger"), customer_id="stranger")
+            await running.emit({"n": 1}, event_type="deal.won")
+            await running.emit({"n": 2}, event_type="deal.lost")
+            await running.emit({"n": 3}, event_type="lead.created")
+            await running.emit({"n": 4}, customer_id="stranger")
+            await receiver.wait_for(8)
+            await running.until(0, LEFT)
+            assert {path: arrived(receiver, path) for path in [*wanted, "/stranger"]} == {
+                "/all": [1, 2, 3],
+                "/won": [1],
+                "/lost": [2],
+                "/both": [1, 2],
+                "/quote": [],
+                "/stranger": [4],
+            }
+
+
+async def test_a_flood_arrives_whole_and_once_and_does_not_delay_others_of_its_shard_or_of_another(
+    migrated_database: str,
+) -> None:
+    flooding, neighbour = customers_on(7)[:2]
+    stranger = customers_on(8)[0]
+    with trio.fail_after(40):
+        async with open_receiver() as receiver, running_engine(migrated_database) as running:
+            receiver.answer("/flood", status(200, delay_s=0.01))
+            await running.subscribe(receiver.url("/flood"), customer_id=flooding)
+            await running.subscribe(receiver.url("/neighbour"), customer_id=neighbour)
+            await running.subscribe(receiver.url("/stranger"), customer_id=stranger)
+            await running.emit_many(3000, customer_id=flooding)
+            for customer_id, path in ((stranger, "/stranger"), (neighbour, "/neighbour")):
+                emitted_at = trio.current_time()
+                await running.emit(customer_id=customer_id)
+                (request,) = await receiver.wait_for(1, path)
+                assert request.at - emitted_at < 0.5
+            assert len(receiver.at("/flood")) < 2500, "the flood was over before the others came"
+            receiver.answer("/flood", status(200))
+            await running.until(0, LEFT, within_s=20)
+            requests = receiver.at("/flood")
+            assert Counter(r.headers["dealix-delivery-attempt"] for r in requests) == {"1": 3000}
+            assert len({r.headers["webhook-id"] for r in requests}) == 3000
+            await running.until(0, "SELECT count(*) FROM dealix.roster")
+
+
+async def test_no_event_is_lost_between_an_actor_that_leaves_and_the_next(
+    migrated_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "LINGER_S", 0.004)
+    with trio.fail_after(30):
+        async with open_receiver() as receiver, running_engine(migrated_database) as running:
+            await running.subscribe(receiver.url())
+            for n in range(150):
+                await running.emit({"n": n})
+                await receiver.wait_for(n + 1, timeout_s=3)
+                await trio.sleep(n % 10 / 1000)
+            await running.until(0, LEFT)
+            assert arrived(receiver) == list(range(150))
+            assert {r.headers["dealix-delivery-attempt"] for r in receiver.received} == {"1"}
+
+
+# ── wake-ups ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_busy_owner_is_not_woken_and_an_idle_one_is_woken_again(migrated_database: str) -> None:
+    busy = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid::bigint = %s AND granted"
+    with trio.fail_after(20):
+        async with (
+            open_receiver() as receiver,
+            running_engine(migrated_database) as running,
+            await connect(migrated_database, timeout_s=5, application_name="listener") as listener,
+            await connect(migrated_database, timeout_s=5, application_name="emitter") as emitter,
+        ):
+            await running.subscribe(receiver.url())
+            await listener.execute(f"LISTEN {WAKE}")
+            emitted = 0
+            was_busy = False
+            while not was_busy:
+                for _ in range(20):
+                    await emitter.execute(EMIT, (f'{{"n": {emitted}}}',))
+                    emitted += 1
+                was_busy = (await running.rows(busy, BUSY_CLASS))[0][0] > 0
+            await receiver.wait_for(emitted)
+            assert len(await listener.next_notifies(0.1)) < emitted
+            await running.until(0, busy, BUSY_CLASS)
+            await listener.next_notifies(0.05)
+            await running.emit({"n": emitted})
+            assert [n.payload for n in await listener.next_notifies(2)] == [str(shard_of("acme"))]
+
+
+# ── raw NOTIFY ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+GOOD: Final = '{{"customer_id":"acme","event_type":"deal.won","payload":{{"n":{}}}}}'
+MALFORMED: Final = [
+    "",
+    "not json",
+    "[1, 2]",
+    '"text"',
+    '{"customer_id":"acme","event_type":"deal.won"}',
+    '{"customer_id":"acme","event_type":"deal.won","payload":{},"extra":1}',
+    '{"customer_id":7,"event_type":"deal.won","payload":{}}',
+    '{"customer_id":"a b","event_type":"deal.won","payload":{}}',
+    '{"customer_id":"acme","event_type":"no.such_type","payload":{}}',
+    '{"customer_id":"acme","event_type":"deal.won","payload":[]}',
+    '{"customer_id":"acme","event_type":"deal.won","payload":{"n":NaN}}',
+    '{"customer_id":"acme","event_type":"deal.won","payload":{},"event_id":"a b"}',
+    '{"customer_id":"acme\\u0000","event_type":"deal.won","payload":{}}',
+    '{"customer_id":"acme","event_type":"deal.won\\u0000","payload":{}}',
+    '{"customer_id":"acme","event_type":"deal.won","payload":{"n":"\\u0000"}}',
+    '{"customer_id":"acme","event_type":"deal.won","payload":{"n":"\\ud800"}}',
+    '{"customer_id":"\\ud800","event_type":"deal.won","payload":{}}',
+    '{"customer_id":"acme","event_type":"deal.won","payload":' + '{"n":' * 1500,
+    "[" * 7999,
+    "x" * 7999,
+]
+
+
+async def notify(running: Running, *payloads: str) -> None:
+    """All in one transaction, so that they come together."""
+    async with running.pool.connection(5) as conn, conn.transaction():
+        for payload in payloads:
+            await conn.execute("SELECT pg_notify(%s, %s)", (RAW, payload))
+
+
+async def test_raw_notifies_are_events_and_malformed_ones_harm_nobody(any_database: str) -> None:
+    with trio.fail_after(20):
+        async with open_receiver() as receiver, running_engine(any_database) as running:
+            await running.subscribe(receiver.url())
+            shuffled = [p for n, bad in enumerate(MALFORMED) for p in (GOOD.format(n), bad)]
+            await notify(running, *shuffled)
+            await receiver.wait_for(len(MALFORMED))
+            await notify(running, GOOD.format(900))
+            await receiver.wait_for(len(MALFORMED) + 1)
+            await running.until(0, LEFT)
+            assert arrived(receiver) == [*range(len(MALFORMED)), 900]
+            assert running.engine.observer.counts.raw_refused == len(MALFORMED)
+            assert running.engine.ownership.listening
+            assert await running.count("events") == len(MALFORMED) + 1
+
+
+async def test_raw_notifies_are_not_heard_where_they_are_switched_off(migrated_database: str) -> None:
+    with trio.fail_after(20):
+        async with (
+            open_receiver() as receiver,
+            running_engine(migrated_database, intake={"raw_notify": False}) as running,
+        ):
+            await running.subscribe(receiver.url())
+            await notify(running, GOOD.format(1))
+            await running.emit({"n": 2})
+            await receiver.wait_for(1)
+            await running.until(0, LEFT)
+            assert await running.count("events") == 1
+            assert arrived(receiver) == [2]
+
+
+async def test_of_two_daemons_one_takes_a_raw_notify(migrated_database: str) -> None:
+    with trio.fail_after(20):
+        async with (
+            open_receiver() as receiver,
+            running_engine(migrated_database) as one,
+            running_engine(migrated_database) as two,
+        ):
+            while (len(one.engine.ownership.shards), len(two.engine.ownership.shards)) != (32, 32):
+                await trio.sleep(0.02)
+            for n in range(20):
+                await one.subscribe(receiver.url(), customer_id=f"c{n}")
+            await notify(one, *(GOOD.format(n).replace("acme", f"c{n}") for n in range(20)))
+            await receiver.wait_for(20)
+            await one.until(0, LEFT)
+            assert arrived(receiver) == list(range(20))

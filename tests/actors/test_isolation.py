@@ -1,0 +1,106 @@
+"""Endpoints that hang, crawl or take much: nobody else notices, and memory stays bounded."""
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import Final
+
+import trio
+
+from tests.support.answers import Answer, Stream, hang, status
+from tests.support.engine import Running, running_engine
+from tests.support.receiver import Receiver, open_receiver
+
+LEFT: Final = "SELECT (SELECT count(*) FROM dealix.outbox) + (SELECT count(*) FROM dealix.deliveries)"
+
+
+async def p99_s(running: Running, receiver: Receiver, *, path: str, seconds: float) -> float:
+    """Emit some 20 events a second to a healthy endpoint: the 99th percentile from before the emit to the arrival."""
+    emitted_at: dict[str, float] = {}
+    ends_at = trio.current_time() + seconds
+    while (began := trio.current_time()) < ends_at:
+        emitted_at[await running.emit(customer_id="healthy")] = began
+        await trio.sleep_until(began + 0.05)
+    requests = await receiver.wait_for(len(emitted_at), path, timeout_s=3)
+    waits = sorted(r.at - emitted_at[r.headers["webhook-id"]] for r in requests)
+    assert len(waits) > 15 * seconds
+    return waits[int(len(waits) * 0.99)]
+
+
+async def test_sixty_endpoints_that_hang_with_a_backlog_do_not_move_a_healthy_ones_p99(migrated_database: str) -> None:
+    with trio.fail_after(40):
+        async with (
+            open_receiver() as receiver,
+            running_engine(migrated_database, delivery={"timeout_s": 2.0}) as running,
+        ):
+            receiver.answer("/hang", hang())
+            await running.subscribe(receiver.url("/healthy"), customer_id="healthy")
+            for n in range(60):
+                await running.subscribe(receiver.url("/hang"), customer_id=f"dead{n}")
+            for n in range(60):
+                await running.emit_many(50, customer_id=f"dead{n}")
+            await receiver.wait_for(60, "/hang")
+            assert await p99_s(running, receiver, path="/healthy", seconds=4.0) < 0.5
+            assert len(receiver.at("/hang")) > 120, "they were tried again meanwhile"
+
+
+async def test_endpoints_that_crawl_do_not_either_and_get_what_is_theirs(migrated_database: str) -> None:
+    with trio.fail_after(40):
+        async with (
+            open_receiver() as receiver,
+            running_engine(migrated_database, delivery={"max_in_flight": 40, "per_subscription": 4}) as running,
+        ):
+            receiver.answer("/crawl", status(200, delay_s=1.3))
+            await running.subscribe(receiver.url("/healthy"), customer_id="healthy")
+            for n in range(20):
+                await running.subscribe(receiver.url("/crawl"), customer_id=f"slow{n}")
+                await running.emit_many(3, customer_id=f"slow{n}")
+            await receiver.wait_for(40, "/crawl")  # the whole of max_in_flight, until they count as slow
+            assert await p99_s(running, receiver, path="/healthy", seconds=2.5) < 1.2
+            await receiver.wait_for(60, "/crawl")
+            await running.until(0, LEFT)
+
+
+async def test_a_slow_endpoint_goes_to_the_slow_budget_and_leaves_it(migrated_database: str) -> None:
+    with trio.fail_after(20):
+        async with open_receiver() as receiver, running_engine(migrated_database) as running:
+            receiver.answer("/hook", status(200, delay_s=1.3))
+            await running.subscribe(receiver.url("/hook"))
+            await running.emit_many(3)
+            await receiver.wait_for(3)
+            assert running.engine.lanes.in_flight() > 0
+            await running.until(0, LEFT)
+            assert running.engine.lanes.in_flight() == 0
+            assert running.engine.lanes.waiting() == 0
+
+
+async def test_big_payloads_of_many_subscriptions_stay_within_a_bounded_memory(migrated_database: str) -> None:
+    """40 endpoints that hang with 15 events of 250 KB each: 150 MB, of which the daemon holds half at most."""
+    released = trio.Event()
+
+    async def wait(_: Stream) -> bool:
+        await released.wait()
+        return False
+
+    with trio.fail_after(40):
+        async with (
+            open_receiver() as receiver,
+            running_engine(migrated_database, delivery={"timeout_s": 60.0}) as running,
+        ):
+            receiver.answer_all(Answer("wait", wait))
+            for n in range(40):
+                await running.subscribe(receiver.url("/hook"), customer_id=f"c{n}")
+            await running.rows(
+                "SELECT count(*) FROM generate_series(0, 39) AS c CROSS JOIN generate_series(1, 15) AS n "
+                "CROSS JOIN LATERAL dealix.emit('c' || c, 'deal.won', '{\"n\": \"' || repeat('x', 250000) || '\"}')"
+            )
+            tracemalloc.start()
+            try:
+                await running.until(0, "SELECT count(*) FROM dealix.outbox", within_s=20)
+                await receiver.wait_for(40)
+                held = running.engine.roster.ledger.data_bytes
+                assert held < 80 * 2**20
+                assert tracemalloc.get_traced_memory()[1] < 160 * 2**20
+            finally:
+                tracemalloc.stop()
+                released.set()
