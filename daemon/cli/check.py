@@ -78,9 +78,9 @@ def _database(settings: Settings, hosts: list[str]) -> Iterator[str]:
         return
     with database(settings) as url:
         yield from trio.run(_judge_database, settings, url, hosts)
-    if (direct := settings.database.direct_url) is not None:
-        trio.run(_connect, direct.get_secret_value())
-        yield "direct_url answers"
+    if settings.database.direct_url is not None:  # that was the one judged
+        trio.run(_connect, settings.database.url.get_secret_value())
+        yield "url answers as well as direct_url"
 
 
 async def _connect(url: str) -> None:

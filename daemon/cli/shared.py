@@ -45,12 +45,15 @@ def settings_from(config_file: Path | None) -> Settings:
 
 @contextmanager
 def database(settings: Settings) -> Generator[str]:
-    """The URL of the database in use. An embedded one that no daemon runs is started for the block alone."""
+    """The URL of the database in use, past a pooler: migrations and imports lock.
+
+    An embedded one that no daemon runs is started for the block alone.
+    """
     if settings.database.embedded:
         with attached(settings.data_dir) as url:
             yield url
     else:
-        yield settings.database.url.get_secret_value()
+        yield (settings.database.direct_url or settings.database.url).get_secret_value()
 
 
 def with_database(

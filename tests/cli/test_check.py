@@ -104,3 +104,13 @@ def test_a_proxy_is_tried_and_one_in_the_environment_is_said_to_be_ignored(on_da
     ended = on_database("check")
     assert ended.code == 1
     assert "does not accept connections" in ended.out
+
+
+def test_with_a_direct_url_both_ways_to_the_database_are_tried(on_database: Dealix, migrated_database: str) -> None:
+    both = on_database("check", DEALIX_DATABASE__DIRECT_URL=migrated_database)
+    assert (both.code, "url answers as well as direct_url" in both.out) == (0, True)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        away = f"postgresql://127.0.0.1:{closed.getsockname()[1]}/x"
+        assert on_database("check", DEALIX_DATABASE__URL=away).code == 1
+        assert on_database("check", DEALIX_DATABASE__URL=migrated_database, DEALIX_DATABASE__DIRECT_URL=away).code == 1
