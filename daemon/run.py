@@ -26,6 +26,7 @@ from daemon.embedded_postgres import EmbeddedPostgres
 from daemon.errors import DatabaseUnavailable, EmbeddedPostgresFailed, SettingsInvalid
 from daemon.sealing import KeyRing, load_key_ring
 from daemon.store import migrate, partitions, subscriptions
+from daemon.store.once import session
 from daemon.store.pool import Pool
 from daemon.store.sessions import HOT, dedicated
 from daemon.systemd import Notifier, watchdog_s
@@ -109,7 +110,8 @@ class Daemon:
             try:
                 async with self.api_pool.connection(KNOCK_S):
                     pass
-                async with self.api_pool.connection(PREPARE_S) as conn:
+                # Past a pooler, if there is one: migrating takes a lock of the session.
+                async with session(self.direct_url, name="dealix start", deadline_s=PREPARE_S) as conn:
                     await self._check_database(conn)
             except DatabaseUnavailable as e:
                 log.warning("daemon.waiting_for_database", error=str(e))
