@@ -69,10 +69,11 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A claim with the event it is about: what an actor's mailbox holds."""
+    """A claim with the event it is about: what an actor's mailbox holds. `term` is the fence's when it was claimed."""
 
     claim: Claim
     event: Event
+    term: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -298,30 +298,35 @@ class Delivery:
     async def _attempt(self, job: Job) -> None:
         sent: tuple[Attempt, Outcome] | None = None
         async with self._tools.lanes.enter(slow=self._pace.is_slow):
-            if await self._is_proven():
+            if await self._is_proven(job):
                 sent = await self._send(job)
         if sent is None:
             self._call_back(job)
         else:
             await self._settle(job, *sent)
 
-    async def _is_proven(self) -> bool:
+    async def _is_proven(self, job: Job) -> bool:
         """Wait for the proof that a POST may start; False where it may not, and waiting does not help."""
         fence = self._tools.fence
-        while self._is_live() and self.shard in fence.owned:
-            if self._has_proof():
+        while self._is_live() and self._is_ours(job):
+            if self._has_proof(job):
                 return True
             await fence.news()
         return False
 
-    def _has_proof(self) -> bool:
+    def _is_ours(self, job: Job) -> bool:
+        """Whether the claim still stands: not if the session was lost since, even if the shard is ours again."""
+        fence = self._tools.fence
+        return self.shard in fence.owned and job.term == fence.term
+
+    def _has_proof(self, job: Job) -> bool:
         fresh = trio.current_time() - self._confirmed_at < FRESH_S
-        return fresh and self._is_live() and self._tools.fence.passes(self.shard)
+        return fresh and self._is_live() and self._is_ours(job) and self._tools.fence.passes(self.shard)
 
     async def _send(self, job: Job) -> tuple[Attempt, Outcome] | None:
         """One exchange; None if it was called back before its first byte."""
         setup = self._setup
-        attempt = Attempt(job.event, job.claim.attempt, setup, lambda: setup is self._setup and self._has_proof())
+        attempt = Attempt(job.event, job.claim.attempt, setup, lambda: setup is self._setup and self._has_proof(job))
         if self._endpoint is None:
             return attempt, Outcome(None, "blocked", setup.fault, 0)
         try:
@@ -332,7 +337,7 @@ class Delivery:
     def _call_back(self, job: Job) -> None:
         """Not sent: back into the mailbox if it is only for a moment, else back to the database."""
         self._pace.withdrawn()
-        if self.shard in self._tools.fence.owned:
+        if self._is_ours(job):
             self._mailbox.appendleft(job)
         else:
             self._desk.return_claims([job.claim], hold=False)

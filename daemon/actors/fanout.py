@@ -58,12 +58,12 @@ class Fanout:
         """Take one batch; how many events it had."""
         while self._recorder.is_behind() or self._lanes.waiting() > MAX_WAITING:  # noqa: ASYNC110 - two counters
             await trio.sleep(QUICK_S)
-        shards = self._ownership.shards
-        if not shards:
+        if not self._ownership.shards:
             await trio.sleep(QUICK_S)
             return 0
-        with self._roster.ledger.claiming(shards):
-            async with self._pool.connection(QUERY_S) as conn:
+        async with self._pool.connection(QUERY_S) as conn:
+            shards, term = self._ownership.shards, self._ownership.term  # now: the connection may have taken seconds
+            with self._roster.ledger.claiming(shards):
                 batch = await outbox.fan_out(
                     conn,
                     shards,
@@ -71,5 +71,5 @@ class Fanout:
                     default_room=self._roster.default_room(),
                     lease_s=LEASE_S,
                 )
-                await self._roster.take(conn, batch.claims, batch.held)
+                await self._roster.take(conn, batch.claims, batch.held, term=term)
         return batch.events

@@ -19,6 +19,8 @@ class Fence:
         self.owned: set[int] = set()
         self.draining: set[int] = set()
         """Those of the owned that are being given away: what is in memory may be sent, nothing more is claimed."""
+        self.term = 0
+        """Grows whenever all is lost. What was claimed in an earlier term, others may have claimed anew since."""
         self._checked_at = -math.inf
         self._news = trio.Event()
 
@@ -33,6 +35,11 @@ class Fence:
         self.owned -= gone
         self.draining -= gone
         self._wake()
+
+    def lost_all(self) -> None:
+        """The session is gone, and with it every shard."""
+        self.term += 1
+        self.lost(frozenset(self.owned))
 
     def passes(self, shard: int) -> bool:
         """Whether a POST for this shard may start at this instant."""

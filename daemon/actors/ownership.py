@@ -76,6 +76,11 @@ class Ownership:
         """Whether emitters were asked not to wake us: then looking is up to us."""
         return bool(self._busy)
 
+    @property
+    def term(self) -> int:
+        """To be read together with `shards`, before a claim: see Fence."""
+        return self._fence.term
+
     def keep_busy(self) -> None:
         """There is much to do: ask emitters for a while not to wake us. Renewed by every call."""
         self._busy_until = trio.current_time() + BUSY_LINGER_S
@@ -118,7 +123,7 @@ class Ownership:
             log.warning("ownership.lost", shards=len(self._fence.owned))
         self.listening = False
         self._is_member = False
-        self._fence.lost(range(SHARDS))
+        self._fence.lost_all()
         self._busy.clear()
         self._set_shards()
         self._roster.give_back(range(SHARDS))

@@ -87,18 +87,20 @@ class Roster:
 
     # -- work comes -------------------------------------------------------------------------------------------------
 
-    async def take(self, conn: Connection, claims: Sequence[Claim], held: Iterable[SubscriptionId]) -> None:
+    async def take(
+        self, conn: Connection, claims: Sequence[Claim], held: Iterable[SubscriptionId], *, term: int
+    ) -> None:
         """Hand claims to their actors, starting those that are missing; tell actors that something is held for them.
 
         Loads the events, and the configuration where it is not known or older than the claim saw it. What cannot be
-        handed over, because a query failed or the caller is cancelled, is given back.
+        handed over, because a query failed or the caller is cancelled, is given back. `term`: the fence's at the claim.
         """
         self.ledger.add(claims)
         left = {(c.delivery_id, c.attempt): c for c in claims}
         try:
             if claims:
                 await self._know(conn, claims)
-                await self._hand_over(conn, claims, left)
+                await self._hand_over(conn, claims, left, term)
         finally:
             self.return_claims(left.values(), hold=False)
         for subscription_id in held:
@@ -136,7 +138,7 @@ class Roster:
             del self._actors[actor.id]
             self.ledger.settle_all_of(actor.id)
 
-    async def _hand_over(self, conn: Connection, claims: Sequence[Claim], left: dict[Lease, Claim]) -> None:
+    async def _hand_over(self, conn: Connection, claims: Sequence[Claim], left: dict[Lease, Claim], term: int) -> None:
         events = await self._events(conn, claims)
         expired: list[Claim] = []
         for claim in claims:
@@ -149,7 +151,7 @@ class Roster:
             else:
                 del left[claim.delivery_id, claim.attempt]
                 self.ledger.weigh(claim, len(event.body))
-                actor.offer(Job(claim, event))
+                actor.offer(Job(claim, event, term))
         if expired:
             await queue.expire(conn, expired)
         for claim in expired:
@@ -187,11 +189,15 @@ class Roster:
 
     async def claim_held(self, actor: Delivery, limit: int) -> bool:
         """Claim held deliveries into an actor's mailbox. False where nothing is held any more (struck off the list)."""
-        with self.ledger.claiming([actor.shard]):
-            async with self._pool.connection(QUERY_S) as conn:
+        fence = self._tools.fence
+        async with self._pool.connection(QUERY_S) as conn:
+            if not fence.may_claim(actor.shard):  # any more: the connection may have taken seconds
+                return False
+            term = fence.term
+            with self.ledger.claiming([actor.shard]):
                 generation = await queue.roster_generation(conn, actor.id)
                 claims = await queue.claim_held(conn, actor.id, limit=limit, lease_s=LEASE_S)
-                await self.take(conn, claims, [])
+                await self.take(conn, claims, [], term=term)
                 if len(claims) == limit:
                     return True
                 if generation is not None:

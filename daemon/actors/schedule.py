@@ -47,12 +47,13 @@ class Schedule:
         while seen >= queue.PER_SHARD:
             while self._recorder.is_behind() or self._lanes.waiting() > MAX_WAITING:  # noqa: ASYNC110 - two counters
                 await trio.sleep(LOOK_S)
-            seen = await self._claim_batch(self._ownership.shards)
+            seen = await self._claim_batch()
 
-    async def _claim_batch(self, shards: frozenset[int]) -> int:
+    async def _claim_batch(self) -> int:
         """Claim up to 50 of each shard; how many were due."""
-        with self._roster.ledger.claiming(shards):
-            async with self._pool.connection(QUERY_S) as conn:
+        async with self._pool.connection(QUERY_S) as conn:
+            shards, term = self._ownership.shards, self._ownership.term  # now: the connection may have taken seconds
+            with self._roster.ledger.claiming(shards):
                 ripe = await queue.claim_due(
                     conn,
                     shards,
@@ -60,7 +61,7 @@ class Schedule:
                     default_room=self._roster.default_room(),
                     lease_s=LEASE_S,
                 )
-                await self._roster.take(conn, ripe.claims, ripe.held)
+                await self._roster.take(conn, ripe.claims, ripe.held, term=term)
         return ripe.seen
 
     async def _wake_held(self) -> None:
