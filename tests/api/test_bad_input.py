@@ -7,27 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
 import pytest
 
 from tests.support.api import Served
+from tests.support.document import VALID, WHK, Operation, operations_of
 
 HUGE: Final = "9" * 4000
 DEEP: Final = "[" * 5000 + "]" * 5000
-WHK, DLV = "whk_" + "0" * 24, "dlv_" + "0" * 24
-
-VALID: Final[dict[str, Any]] = {
-    "NewWebhook": {"endpoint_url": "http://127.0.0.1:9/", "customer_id": "acme"},
-    "WebhookChanges": {},
-    "TestRequest": {},
-    "Rotation": {},
-    "EventToEmit": {"customer_id": "acme", "event_type": "deal.won"},
-    "Batch": {"events": [{"customer_id": "acme", "event_type": "deal.won"}]},
-}
-"""A good body for each schema of a request."""
 
 BODIES: Final = [
     ("nothing", b"", 400),
@@ -63,44 +52,6 @@ PARAMETERS: Final = [
     *("\x00", "a\nb", "acme\n", "\u202e", "é", "\ufffd", "x" * 8000, "' OR 1=1; --", "../../etc/passwd", "%", "%00"),
     *("300000-01-01T00:00:00Z", "2026-01-01T00:00:00", "2026-13-01T00:00:00Z", "0001-01-01T00:00:00+14:00"),
 ]
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One operation of the document, with everything needed to call it."""
-
-    method: str
-    path: str
-    spec: dict[str, Any]
-    document: dict[str, Any]
-
-    @property
-    def statuses(self) -> set[int]:
-        return {int(status) for status in self.spec["responses"]}
-
-    @property
-    def url(self) -> str:
-        return self.path.format(subscription_id=WHK, attempt_id=DLV, event_id="evt_" + "0" * 24)
-
-    @property
-    def body_schema(self) -> str | None:
-        body = self.spec.get("requestBody")
-        return body and body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
-
-    def fields(self) -> list[str]:
-        return list(self.document["components"]["schemas"][self.body_schema]["properties"]) if self.body_schema else []
-
-    def parameters(self, where: str) -> list[str]:
-        return [one["name"] for one in self.spec["parameters"] if one["in"] == where]
-
-
-async def operations_of(api: Served) -> list[Operation]:
-    document = (await api.client.get("/openapi.json")).json()
-    return [
-        Operation(method.upper(), path, spec, document)
-        for path, methods in document["paths"].items()
-        for method, spec in methods.items()
-    ]
 
 
 class Asking:
