@@ -51,6 +51,7 @@ MomentText = Annotated[
     str,
     Meta(
         description="RFC 3339 with an offset or Z.",
+        min_length=1,
         max_length=40,
         extra_json_schema={"format": "date-time"},
         examples=["2026-01-31T08:00:00Z"],
