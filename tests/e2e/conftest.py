@@ -1,0 +1,29 @@
+"""Daemons as processes, with an application that emits and a receiver that answers, all ended with the test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.figures import pytest_terminal_summary, tell
+from tests.e2e.traffic import Receiver, open_receiver
+from tests.support.daemon_process import Installation
+
+__all__ = ["pytest_terminal_summary", "tell"]
+
+
+@pytest.fixture
+def installation(tmp_path: Path) -> Iterator[Installation]:
+    """Starts daemons. What they logged must be free of complaints at the end."""
+    installed = Installation(tmp_path)
+    yield installed
+    installed.end()
+    assert installed.complaints() == []
+
+
+@pytest.fixture
+def receiver(tmp_path: Path) -> Iterator[Receiver]:
+    with open_receiver(tmp_path) as opened:
+        yield opened

@@ -1,0 +1,110 @@
+"""Customers with their endpoints, and the application's database: everything around the daemons of one test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import httpx
+import psycopg
+from psycopg.abc import QueryNoTemplate
+
+from tests.e2e.traffic import Receiver
+from tests.support.daemon_process import DaemonProcess
+
+OPS_KEY: Final = "dlx_" + "k" * 43
+API_S: Final = 10.0
+LEDGER: Final = """
+    CREATE TABLE IF NOT EXISTS ledger (
+        event_id text PRIMARY KEY, customer_id text NOT NULL, event_type text NOT NULL, matched integer NOT NULL)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribed:
+    """One subscription. Its endpoint is known to the receiver by `name`. Without `events` it wants all types."""
+
+    id: str
+    name: str
+    customer_id: str
+    events: tuple[str, ...]
+
+
+@dataclass
+class Scene:
+    """`url` is the database, `receiver` answers for all endpoints. A test subscribes and emits through it."""
+
+    url: str
+    receiver: Receiver
+    subscribed: list[Subscribed] = field(default_factory=list[Subscribed])
+
+    def open(self) -> None:
+        """The application's ledger and an ops key. The schema must be there."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(LEDGER)
+            connection.execute(
+                "INSERT INTO dealix.api_keys (id, digest) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+                [f"key_{'0' * 24}", hashlib.sha256(OPS_KEY.encode()).digest()],
+            )
+
+    # -- through the API --------------------------------------------------------------------------------------------
+
+    def subscribe(
+        self,
+        daemon: DaemonProcess,
+        customer_id: str = "acme",
+        *,
+        events: Sequence[str] = (),
+        status: int = 200,
+        delay_ms: int = 3,
+    ) -> Subscribed:
+        """A new subscription, registered as a customer does it."""
+        name = f"s{len(self.subscribed) + 1}"
+        asked = {
+            "customer_id": customer_id,
+            "endpoint_url": self.receiver.url(name, status=status, delay_ms=delay_ms),
+            "events": list(events),
+        }
+        answer = httpx.post(f"{daemon.api}/api/v1/ecosystem/webhooks", json=asked, headers=AUTHORIZED, timeout=API_S)
+        assert answer.status_code == 201, answer.text
+        made = Subscribed(answer.json()["id"], name, customer_id, tuple(events))
+        self.subscribed.append(made)
+        return made
+
+    # -- in SQL -----------------------------------------------------------------------------------------------------
+
+    def rows(self, statement: QueryNoTemplate, params: Sequence[object] | Mapping[str, object] = ()) -> list[Any]:
+        """What a query answers."""
+        with psycopg.connect(self.url, autocommit=True, connect_timeout=5) as connection:
+            cursor = connection.execute(statement, params)
+            return cursor.fetchall() if cursor.description else []
+
+    def emit(self, customer_id: str = "acme", event_type: str = "deal.won", data: dict[str, int] | None = None) -> str:
+        """One event, committed and in the ledger; its id."""
+        return self.rows(EMIT, (customer_id, event_type, json.dumps(data or {"n": 1}), customer_id, event_type))[0][0]
+
+    def claims(self, shards: Iterable[int] = range(64)) -> set[tuple[str, str, int]]:
+        """What is claimed at this moment, in these shards: event, endpoint's name, attempt."""
+        names = {s.id: s.name for s in self.subscribed}
+        rows = self.rows(
+            "SELECT event_id, subscription_id, attempt FROM dealix.deliveries WHERE claimed AND shard = ANY (%s)",
+            [list(shards)],
+        )
+        return {(event_id, names[subscription_id], attempt) for event_id, subscription_id, attempt in rows}
+
+    def sessions(self, name: str = "dealix%") -> list[int]:
+        """Backends of the daemons' sessions whose application_name is like `name`."""
+        rows = self.rows(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE %s", [name]
+        )
+        return [pid for (pid,) in rows]
+
+
+AUTHORIZED: Final = {"Authorization": f"Bearer {OPS_KEY}"}
+EMIT: Final = """
+    WITH emitted AS (SELECT * FROM dealix.emit(%s, %s, %s::text))
+    INSERT INTO ledger SELECT event_id, %s, %s, matched FROM emitted RETURNING event_id
+"""
