@@ -96,8 +96,11 @@ class Connection:
         the wait for the answer, stand outside it. Ends early only by cancellation: the deadline is the caller's.
         """
         self._raw_bytes = 0
-        async with gate:
+        await gate.acquire()  # rather than `async with`, which costs a microsecond more
+        try:
             self._send_now(request())
+        finally:
+            gate.release()
         if not self._unsent:
             failure = await self._read(reader)
         else:
@@ -136,9 +139,10 @@ class Connection:
 
     async def _read(self, reader: ResponseReader) -> Failure:
         """Feed `reader` until it is finished; the failure holds only if its head is not complete then."""
+        receive = self._receive_raw if self._tls is None else self._receive_decrypted
         while not reader.finished:
             try:
-                data = await self._receive()
+                data = await receive()
             except ssl.SSLError as e:
                 return Failure("tls", f"The TLS connection broke before an answer came: {_reason(e)}.")
             except OSError:
@@ -153,12 +157,10 @@ class Connection:
             return Failure("protocol", f"The answer is not valid HTTP: {reader.fault}.")
         return Failure("reset", "The connection was closed before an answer came.")
 
-    async def _receive(self) -> bytes:
+    async def _receive_decrypted(self) -> bytes:
         """The next bytes of content, b"" when the peer has closed. Raises OSError (SSLError included)."""
-        if self._tls is None:
-            return await self._receive_raw()
         while True:
-            if self._has_plaintext:
+            if self._has_plaintext and self._tls is not None:
                 try:
                     return self._tls.read(_CHUNK_BYTES)
                 except ssl.SSLWantReadError:

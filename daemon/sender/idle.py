@@ -25,10 +25,10 @@ class IdleShelf:
 
     def put(self, connection: Connection, owner: list[Connection]) -> None:
         """Lay `connection` aside for its `owner`. What is too old, or over the cap, is closed for it."""
-        connection.idle_at = trio.current_time()
+        now = connection.idle_at = trio.current_time()
         owner.append(connection)
         self._owners[connection] = owner
-        self.drop_expired()
+        self._drop_older(now - IDLE_S)
         while len(self._owners) > self._max_idle:
             self._drop(next(iter(self._owners)))
 
@@ -44,9 +44,7 @@ class IdleShelf:
 
     def drop_expired(self) -> None:
         """Close what has been idle for `IDLE_S`. Costs nothing where nothing is."""
-        oldest_at = trio.current_time() - IDLE_S
-        while self._owners and (oldest := next(iter(self._owners))).idle_at <= oldest_at:
-            self._drop(oldest)
+        self._drop_older(trio.current_time() - IDLE_S)
 
     def drop_owned(self, owner: list[Connection]) -> None:
         """Close all that `owner` has here."""
@@ -62,6 +60,10 @@ class IdleShelf:
         """Close every one, and keep none from now on."""
         self._max_idle = 0
         self.drop_all()
+
+    def _drop_older(self, limit_at: float) -> None:
+        while self._owners and (oldest := next(iter(self._owners))).idle_at <= limit_at:
+            self._drop(oldest)
 
     def _drop(self, connection: Connection) -> None:
         self._owners.pop(connection).remove(connection)

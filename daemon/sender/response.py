@@ -26,6 +26,7 @@ MAX_BODY_BYTES: Final = 4 * 1024
 _KEPT_HEADER_CHARACTERS: Final = 4 * 1024
 _KEPT_HEADERS: Final = 64
 _KEPT_VALUE_CHARACTERS: Final = 1024
+_NOTED: Final = {b"content-length": "framed", b"transfer-encoding": "framed", b"retry-after": "retry_after"}
 _Utf8Decoder: Final = codecs.getincrementaldecoder("utf-8")
 _UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e\xa1-\xac\xae-\xff]")
 
@@ -45,6 +46,7 @@ class ResponseReader:
         "_interim",
         "_keep_alive",
         "_parser",
+        "_retry_after",
         "_whole",
         "fault",
         "finished",
@@ -66,6 +68,7 @@ class ResponseReader:
         self.head_complete = False
         self.received_bytes = 0
         self.status = 0
+        self._retry_after: bytes | None = None
         self._parser = httptools.HttpResponseParser(self)
 
     @property
@@ -114,16 +117,15 @@ class ResponseReader:
             body, truncated = body[:MAX_BODY_BYTES], True
         # An incremental decoder drops a character that the cut went through instead of marking it as damage.
         text = _Utf8Decoder("replace").decode(body) if truncated else body.decode("utf-8", "replace")
-        retry_after = next((value for name, value in self._headers if name.lower() == b"retry-after"), None)
         return Outcome(
-            status_code=self.status,
-            error_kind=None,
-            error=None,
-            duration_ms=duration_ms,
-            response_headers=_kept(self._headers),
-            response_body=text.replace("\0", "\ufffd"),
-            response_truncated=truncated,
-            retry_after=None if retry_after is None else _printable(retry_after[:_KEPT_VALUE_CHARACTERS]),
+            self.status,
+            None,
+            None,
+            duration_ms,
+            _kept(self._headers),
+            text.replace("\0", "\ufffd"),
+            truncated,
+            None if self._retry_after is None else _printable(self._retry_after),
         )
 
     # Nothing is raised in what the parser calls: it would hide the exception in another's context.
@@ -141,8 +143,11 @@ class ResponseReader:
             self._refuse("it has too many headers")
             return
         self._headers.append((name, value))
-        if not self._framed and name.lower() in {b"content-length", b"transfer-encoding"}:
+        noted = _NOTED.get(name.lower())
+        if noted == "framed":
             self._framed = True
+        elif noted == "retry_after" and self._retry_after is None:
+            self._retry_after = value
 
     def on_headers_complete(self) -> None:
         """For the parser: the empty line after the headers."""
@@ -178,6 +183,7 @@ class ResponseReader:
         self._interim += 1
         self._headers.clear()
         self._framed = False
+        self._retry_after = None
         if self._interim > MAX_INTERIM:
             self._refuse("it has too many interim (1xx) answers")
 
@@ -191,14 +197,13 @@ def _kept(headers: list[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:
     kept: list[tuple[str, str]] = []
     room = _KEPT_HEADER_CHARACTERS
     for name, value in headers[:_KEPT_HEADERS]:
-        entry = (_printable(name), _printable(value[:_KEPT_VALUE_CHARACTERS]))
-        room -= len(entry[0]) + len(entry[1])
+        room -= len(name) + min(len(value), _KEPT_VALUE_CHARACTERS)
         if room < 0:
             break
-        kept.append(entry)
+        kept.append((name.decode("latin-1"), _printable(value)))  # a name is a token, or the parser refuses it
     return tuple(kept)
 
 
 def _printable(raw: bytes) -> str:
-    text = raw.decode("latin-1")
+    text = raw[:_KEPT_VALUE_CHARACTERS].decode("latin-1")
     return text if text.isprintable() else _UNPRINTABLE.sub("?", text)
