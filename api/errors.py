@@ -116,14 +116,9 @@ def not_found(what: str) -> Problem:
     return Problem(404, "not_found", f"There is no such {what}.")
 
 
-def unavailable() -> Problem:
-    """503 for a database that is away."""
-    return Problem(
-        503,
-        "database_unavailable",
-        "The database does not answer at the moment. Nothing is lost; try again soon.",
-        headers={"Retry-After": str(RETRY_AFTER_S)},
-    )
+def unavailable(code: str, detail: str) -> Problem:
+    """503, with word of when to come back."""
+    return Problem(503, code, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 def install(app: QuartTrio) -> None:
@@ -140,7 +135,7 @@ async def _on_problem(problem: Problem) -> Response:
 
 async def _on_outage(outage: DatabaseUnavailable) -> Response:
     log.warning("database.unavailable", reason=str(outage))
-    return unavailable().response()
+    return unavailable("database_unavailable", "The database does not answer at the moment. Try again soon.").response()
 
 
 async def _on_http_exception(error: HTTPException) -> Response:

@@ -22,7 +22,7 @@ UNREAD_MS: Final = 20_000
 a send to a peer who takes nothing, not even the end of this process."""
 
 
-def listen(bind: str) -> socket.socket:
+def listen(bind: str, *, unread_ms: int = UNREAD_MS) -> socket.socket:
     """A listening socket at `host:port` or `[::1]:port`. Raises SettingsInvalid where that cannot be had."""
     host, _, port = bind.rpartition(":")
     host = host.strip("[]")
@@ -31,7 +31,7 @@ def listen(bind: str) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Inherited by the accepted ones (Linux, tcp(7)).
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
         listener.bind((host, int(port)))
         listener.listen(BACKLOG)
     except OSError as e:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from api.errors import RETRY_AFTER_S, Problem
+from api.errors import unavailable
 from api.operation import Answer, Call, NoBody, Route, route
 from api.services import PROBE_S, Services
 from daemon.errors import SchemaMismatch
@@ -52,10 +52,10 @@ def routes(services: Services) -> list[Route]:
             try:
                 await check_version(conn)
             except SchemaMismatch as e:
-                raise _not_ready("schema_mismatch", f"{e}.") from e
+                raise unavailable("schema_mismatch", f"{e}.") from e
         state = services.readiness()
         if not state.listening:
-            raise _not_ready("not_listening", "The connection that hears of new events is not up.")
+            raise unavailable("not_listening", "The connection that hears of new events is not up.")
         return Answer(200, Ready(database="ok", database_schema="ok", listening=True, shards=state.shards))
 
     return [
@@ -64,7 +64,3 @@ def routes(services: Services) -> list[Route]:
             "GET", "/readyz", get_readyz, query=AnyQuery, who="anyone", base="", answers={200: Ready}, problems=(503,)
         ),
     ]
-
-
-def _not_ready(code: str, detail: str) -> Problem:
-    return Problem(503, code, detail, headers={"Retry-After": str(RETRY_AFTER_S)})

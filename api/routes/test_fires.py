@@ -8,7 +8,7 @@ import msgspec
 import trio
 from msgspec import Meta
 
-from api.errors import Problem, not_found
+from api.errors import Problem, not_found, unavailable
 from api.fields import EventTypeText
 from api.operation import Answer, Call, NoQuery, Route, route
 from api.routes.webhooks import owned, refuse_unknown
@@ -71,7 +71,7 @@ def routes(services: Services) -> list[Route]:
                 409, "secret_unreadable", "The subscription's secret cannot be read here: rotate it, then try again."
             ) from e
         except trio.TooSlowError as e:
-            raise Problem(503, "busy", "Too many slow requests are on their way. Try again soon.") from e
+            raise unavailable("busy", "Too many slow requests are on their way. Try again soon.") from e
         if fired is None:  # deleted meanwhile
             raise not_found("webhook")
         return Answer(

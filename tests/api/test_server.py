@@ -12,6 +12,7 @@ import trio
 from api.server import listen
 from daemon.errors import SettingsInvalid
 from tests.support.api import BASE, Served, open_api
+from tests.support.log import Row, write
 
 BODY: Final = b'{"events": []}'
 HEAD: Final = (
@@ -171,6 +172,22 @@ async def test_a_client_who_leaves_takes_its_request_along(api: Served, caplog: 
             await trio.sleep(0.01)
     assert (await api.client.get("/healthz")).status_code == 200
     assert "Traceback" not in caplog.text
+
+
+async def test_a_peer_who_takes_no_answers_cannot_hold_up_the_stop(migrated_database: str) -> None:
+    with trio.fail_after(30):
+        async with open_api(migrated_database, unread_ms=1000) as served:
+            async with served.pool.connection(10) as conn:
+                await write(conn, [Row("whk_" + "1" * 24, f"e{n}", error="x" * 4000) for n in range(500)])
+            stream = await trio.open_tcp_stream("127.0.0.1", served.port)
+            key = served.keys["acme"].encode()
+            ask = b"GET " + BASE.encode() + b"/deliveries?limit=500 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + key
+            await stream.send_all((ask + b"\r\n\r\n") * 10)  # twenty megabytes are asked for, none is taken
+            await trio.sleep(0.5)
+            stopping_at = trio.current_time()
+            served.stop.set()
+        assert trio.current_time() - stopping_at < 10
+        await stream.aclose()
 
 
 def test_an_address_in_use_is_a_fault_of_the_settings() -> None:

@@ -114,6 +114,7 @@ async def open_api(
     *,
     working: bool = False,
     idle_s: float = 15.0,
+    unread_ms: int = 20_000,
     sender: Sender | None = None,
     **groups: dict[str, Any],
 ) -> AsyncGenerator[Served]:
@@ -133,7 +134,7 @@ async def open_api(
                 nursery.start_soon(engine.run, stop.wait)
                 await engine.listening()
             (served_at,) = await nursery.start(
-                partial(serve, app, [listen("127.0.0.1:0")], stop=stop, grace_s=2, idle_s=idle_s)
+                partial(serve, app, [listen("127.0.0.1:0", unread_ms=unread_ms)], stop=stop, grace_s=2, idle_s=idle_s)
             )
             async with httpx.AsyncClient(base_url=served_at, timeout=20, trust_env=False) as client:
                 try:
