@@ -18,7 +18,6 @@ A connection belongs to one task at a time; its lock only keeps single statement
 
 from __future__ import annotations
 
-import select
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -29,7 +28,7 @@ from typing import Any, Final, Generic, NoReturn, TypeVar, cast
 import psycopg
 import trio
 from psycopg import AsyncPipeline, AsyncTransaction, Notify
-from psycopg.abc import PQGen, PQGenConn
+from psycopg.abc import PQGen
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn
@@ -38,8 +37,9 @@ from psycopg.waiting import Ready, Wait
 from typing_extensions import override
 
 from daemon.errors import CommitUnknown, DatabaseUnavailable
-from daemon.store.hosts import parameters, resolve, split
+from daemon.store.hosts import parameters, resolve, share, split
 from daemon.store.outage import first_line, outage
+from daemon.store.waiting import Turns, drive, drive_dialogue, poll, ready
 
 GRACE_S: Final = 1.0
 """How long an interrupted statement may take to end, and a ROLLBACK. With a database that is frozen this is added to
@@ -67,7 +67,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
 
     def __init__(self, pgconn: PGconn, row_factory: AsyncRowFactory[TupleRow] = tuple_row) -> None:
         super().__init__(pgconn, row_factory)
-        self.lock = cast("Any", _Lock())  # psycopg declares asyncio's, and uses it in `async with` only
+        self.lock = cast("Any", Turns())  # psycopg declares asyncio's, and uses it in `async with` only
         self._grace_ends: float | None = None
         self._committing = False
         self._arrived: deque[Notify] = deque()
@@ -78,7 +78,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         """A connection to the one address that `conninfo` names. Raises psycopg.OperationalError."""
         gen = cls._connect_gen(conninfo)
         try:
-            connection = await _drive_dialogue(gen)
+            connection = await drive_dialogue(gen)
         finally:
             gen.close()  # a half-made connection is closed now, not when the traceback is forgotten
         await connection.set_autocommit(True)  # does not talk to the server
@@ -94,7 +94,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         try:
             await trio.lowlevel.checkpoint_if_cancelled()  # before anything is sent
             running = True
-            return await _drive(gen, self.pgconn.socket)
+            return await drive(gen, self.pgconn.socket)
         except psycopg.Error as e:
             if e.diag.severity_nonlocalized in {"FATAL", "PANIC"}:
                 self._abort()  # the server hangs up after it, and some of psycopg's ways out would not notice
@@ -111,7 +111,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         if self.closed:
             return
         with self._grace(), trio.move_on_after(timeout):
-            await _drive_dialogue(self._cancel_gen())
+            await drive_dialogue(self._cancel_gen())
 
     @override
     @asynccontextmanager
@@ -132,7 +132,8 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         try:
             await tx.__aenter__()
         except _INTERRUPTIONS:
-            self._abort()  # psycopg's own way back was interrupted too: it counts a level that is not there
+            if tx.status != AsyncTransaction.Status.NOT_STARTED:
+                self._abort()  # psycopg's own way back was interrupted too: it counts a level that is not there
             raise
         try:
             yield tx
@@ -188,7 +189,7 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
                 with trio.move_on_after(timeout_s):
                     self._read_notifies()
                     while not self._arrived:
-                        await _ready(self.pgconn.socket, Wait.R)
+                        await ready(self.pgconn.socket, Wait.R)
                         self._read_notifies()
         except psycopg.Error as e:
             raise outage(e, connection_lost=True) or e from e
@@ -277,13 +278,13 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
                 return None
             with trio.move_on_after(_CANCEL_AGAIN_S):
                 try:
-                    return _Answer(await _drive(gen, self.pgconn.socket, resumed=True))
+                    return _Answer(await drive(gen, self.pgconn.socket, resumed=True))
                 except psycopg.Error:
                     return None
 
     async def _request_cancel(self) -> None:
         try:
-            await _drive_dialogue(self._cancel_gen())
+            await drive_dialogue(self._cancel_gen())
         except psycopg.Error:
             return  # then the statement ends by itself, or the grace does
 
@@ -308,32 +309,6 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             self.pgconn.finish()
 
 
-class _Lock:
-    """asyncio.Lock's part, without a checkpoint when it is free: a ROLLBACK under a cancel must get through.
-
-    Fair. Taking it twice in one task (a statement inside a COPY or stream of the same connection) raises RuntimeError.
-    """
-
-    __slots__ = ("_holder", "_queue")
-
-    def __init__(self) -> None:
-        self._holder: trio.lowlevel.Task | None = None
-        self._queue = trio.lowlevel.ParkingLot()
-
-    async def __aenter__(self) -> None:
-        task = trio.lowlevel.current_task()
-        if self._holder is task:
-            raise RuntimeError("this task is in the middle of another operation on the same connection")
-        if self._holder is None:
-            self._holder = task
-        else:
-            await self._queue.park()  # comes back as the holder
-
-    async def __aexit__(self, *_: object) -> None:
-        # Not only by the holder: an abandoned stream is closed by a task of Trio's.
-        self._holder = next(iter(self._queue.unpark()), None)
-
-
 async def connect(
     conninfo: str,
     *,
@@ -351,14 +326,12 @@ async def connect(
 
     Raises DatabaseUnavailable, with what each address said, and SettingsInvalid for a malformed `conninfo`.
     """
-    params = parameters(conninfo) | {"application_name": application_name}
-    if options:
-        params["options"] = f"{params.get('options', '')} {_options(options)}".strip()
+    params = parameters(conninfo, options) | {"application_name": application_name}
     failures: list[str] = []
     hosts = split(params)
     deadline = trio.current_time() + timeout_s
     for i, host in enumerate(hosts):
-        host_deadline = _share(deadline, len(hosts) - i)
+        host_deadline = share(deadline, len(hosts) - i)
         addresses: list[dict[str, str]] = []
         with trio.CancelScope(deadline=host_deadline):
             try:
@@ -369,7 +342,7 @@ async def connect(
         if not addresses:
             failures.append(f"host {host.get('host')}: its name was not resolved in time")
         for j, address in enumerate(addresses):
-            connection = await _try_address(address, _share(host_deadline, len(addresses) - j), failures)
+            connection = await _try_address(address, share(host_deadline, len(addresses) - j), failures)
             if connection is not None:
                 connection.prepare_threshold = prepare_threshold
                 return connection
@@ -391,90 +364,6 @@ async def _try_address(address: Mapping[str, str], deadline: float, failures: li
     return None
 
 
-def _share(deadline: float, among: int) -> float:
-    now = trio.current_time()
-    return now + (deadline - now) / among
-
-
-def _options(settings: Mapping[str, str]) -> str:
-    """As libpq wants them: `-c name=value`, spaces and backslashes escaped."""
-
-    def escape(value: str) -> str:
-        return value.replace("\\", "\\\\").replace(" ", "\\ ")
-
-    return " ".join(f"-c {name}={escape(value)}" for name, value in settings.items())
-
-
-async def _drive(gen: PQGen[_T], fd: int, *, resumed: bool = False) -> _T:
-    """`resumed`: `gen` was left at one of its waits, so it is told that nothing happened meanwhile."""
-    try:
-        want = gen.send(Ready.NONE) if resumed else next(gen)
-        while True:
-            want = gen.send(await _ready(fd, want))
-    except StopIteration as end:
-        return cast("_T", end.value)
-
-
-async def _drive_dialogue(gen: PQGenConn[_T]) -> _T:
-    """As `_drive`, for generators whose socket changes on the way: connecting, and asking for a cancel."""
-    try:
-        fd, want = next(gen)
-        while True:
-            fd, want = gen.send(await _ready(fd, want))
-    except StopIteration as end:
-        return cast("_T", end.value)
-
-
-async def _ready(fd: int, want: Wait) -> Ready:
-    """Wait until `fd` is as `want` says. Always a checkpoint."""
-    try:
-        if want == Wait.R:
-            await trio.lowlevel.wait_readable(fd)
-            return Ready.R
-        if want == Wait.W:
-            await trio.lowlevel.wait_writable(fd)
-            return Ready.W
-        return await _either(fd)
-    except (trio.ClosedResourceError, OSError) as e:
-        raise psycopg.OperationalError("the connection was closed") from e
-
-
-async def _either(fd: int) -> Ready:
-    """Trio waits for one direction a task; both are wanted by pipelines and by statements larger than the buffers."""
-    if not (ready := _poll(fd)):
-        try:
-            async with trio.open_nursery() as nursery:
-                for wait in (trio.lowlevel.wait_readable, trio.lowlevel.wait_writable):
-                    nursery.start_soon(_first_of, nursery.cancel_scope, wait, fd)
-        except* trio.Cancelled:
-            pass  # the checkpoint below raises it again, alone and not wrapped in a group
-        ready = _poll(fd)
-    await trio.lowlevel.checkpoint()
-    return ready
-
-
-async def _first_of(scope: trio.CancelScope, wait: Callable[[int], Awaitable[None]], fd: int) -> None:
-    try:
-        await wait(fd)
-    except trio.ClosedResourceError:
-        pass  # the poll says so
-    finally:
-        scope.cancel()
-
-
-def _poll(fd: int) -> Ready:
-    poller = select.poll()
-    poller.register(fd, select.POLLIN | select.POLLOUT)
-    events = next((events for _, events in poller.poll(0)), 0)
-    # Errors and hang-ups count as both: the next read or write tells.
-    readable, writable = events & ~select.POLLOUT, events & ~select.POLLIN
-    if readable and writable:
-        return Ready.RW
-    if readable:
-        return Ready.R
-    return Ready.W if writable else Ready.NONE
-
-
 def is_readable(connection: Connection) -> bool:
     """Whether something waits to be read. On an idle connection that does not LISTEN: that it is about to end."""
-    return _poll(connection.pgconn.socket) in {Ready.R, Ready.RW}
+    return poll(connection.pgconn.socket) in {Ready.R, Ready.RW}

@@ -31,8 +31,10 @@ _LOOKUPS = 4
 """Threads for host names of databases. Their own, so that a silent DNS server cannot take those of everybody else."""
 
 
-def parameters(conninfo: str) -> dict[str, str]:
+def parameters(conninfo: str, options: Mapping[str, str] | None = None) -> dict[str, str]:
     """The connection parameters of a libpq URL or key-value string, with our defaults where it says nothing.
+
+    `options` are settings for the session, name to value; they come after those that `conninfo` has.
 
     Raises SettingsInvalid; the text repeats nothing of `conninfo`, which may hold a password.
     """
@@ -42,6 +44,8 @@ def parameters(conninfo: str) -> dict[str, str]:
         # `from None`: the driver's text quotes the part that it could not read.
         raise SettingsInvalid("database.url: neither a postgresql:// URL nor a libpq connection string") from None
     several = "," in given.get("host", "") + given.get("hostaddr", "")
+    if options:
+        given["options"] = " ".join([given.get("options", ""), *map(_option, options.items())]).strip()
     return (
         _DEFAULTS
         # With several hosts the one that takes writes is meant, whichever it is today.
@@ -86,6 +90,18 @@ async def resolve(params: Mapping[str, str]) -> list[dict[str, str]]:
     except UnicodeError as e:
         raise DatabaseUnavailable(f"host {host}: not a host name") from e
     return [{**params, "hostaddr": address} for address in found]
+
+
+def share(deadline: float, among: int) -> float:
+    """The deadline of the first of `among` attempts that have until `deadline` (Trio's clock) together."""
+    now = trio.current_time()
+    return now + (deadline - now) / among
+
+
+def _option(setting: tuple[str, str]) -> str:
+    """As libpq wants it: `-c name=value`, spaces and backslashes escaped."""
+    name, value = setting
+    return f"-c {name}=" + value.replace("\\", "\\\\").replace(" ", "\\ ")
 
 
 def _look_up(host: str) -> list[str]:

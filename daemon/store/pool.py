@@ -6,6 +6,7 @@ quiet time leaves the rest unused and they are closed.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
@@ -23,6 +24,10 @@ from daemon.store.outage import makes_stale, outage
 
 _BACKOFF_S: Final = (0.05, 1.0)
 """Pause after a failed connect: the first, and the longest after doubling. It is the pool's, not each waiter's."""
+
+_SILENCE_S: Final = 0.5
+"""A caller's deadline that ends a connect after this long counts as a failed one: callers with short deadlines shall
+not all go on knocking at a server that is frozen."""
 
 _UNUSED_S: Final = 60.0
 """A connection that nobody needed for this long is closed."""
@@ -75,7 +80,8 @@ class Pool:
         self._failures = 0  # connects in a row
         self._last_failure = ""
         self._retry_at = 0.0
-        self._retrying = trio.Lock()
+        self._trying = False  # one task tries to connect again
+        self._news = trio.lowlevel.ParkingLot()  # for the tasks that wait for it, or for a connection to come back
 
     @asynccontextmanager
     async def connection(self, deadline_s: float) -> AsyncGenerator[Connection]:
@@ -87,21 +93,18 @@ class Pool:
         own errors is left as it is.
         """
         with trio.move_on_after(deadline_s) as scope:
-            async with self._places:
-                lent = await self._lend()
-                self._lent += 1
-                try:
-                    yield lent.connection
-                except psycopg.Error as e:
-                    unavailable = outage(e, connection_lost=lent.connection.closed)
-                    if makes_stale(e):
-                        await lent.connection.close()
-                    if unavailable is None:
-                        raise
-                    raise unavailable from e
-                finally:
-                    self._lent -= 1
-                    await self._take_back(lent)
+            lent = await self._lend()
+            try:
+                yield lent.connection
+            except psycopg.Error as e:
+                unavailable = outage(e, connection_lost=lent.connection.closed)
+                if makes_stale(e):
+                    await lent.connection.close()
+                if unavailable is None:
+                    raise
+                raise unavailable from e
+            finally:
+                await self._take_back(lent)
         if scope.cancelled_caught:
             reason = f" ({self._last_failure})" if self._failures else ""
             raise DatabaseUnavailable(f"the database did not answer within {deadline_s:g} s{reason}")
@@ -118,7 +121,20 @@ class Pool:
         return PoolStatistics(open=self._lent + idle, idle=idle, waiting=self._places.statistics().tasks_waiting)
 
     async def _lend(self) -> _Idle:
-        """An idle connection or a new one. While connecting fails, one task at a time tries, after a pause."""
+        try:
+            self._places.acquire_nowait()  # spares a round of the scheduler, and waits where others wait already
+        except trio.WouldBlock:
+            await self._places.acquire()
+        try:
+            lent = await self._find_or_make()
+        except BaseException:
+            self._places.release()
+            raise
+        self._lent += 1
+        return lent
+
+    async def _find_or_make(self) -> _Idle:
+        """An idle connection or a new one. While connecting fails, one task at a time tries again, after a pause."""
         while True:
             if self._closed:
                 raise DatabaseUnavailable("the pool of database connections is closed")
@@ -126,10 +142,12 @@ class Pool:
                 return idle
             if not self._failures:
                 made = await self._make()
+            elif not self._trying and trio.current_time() >= self._retry_at:
+                made = await self._make_again()
             else:
-                async with self._retrying:
-                    await trio.sleep_until(self._retry_at)
-                    made = None if self._idle else await self._make()
+                made = None
+                with trio.CancelScope(deadline=math.inf if self._trying else self._retry_at):
+                    await self._news.park()
             if made is not None:
                 return made
 
@@ -142,7 +160,16 @@ class Pool:
             await idle.connection.close()
         return None
 
+    async def _make_again(self) -> _Idle | None:
+        self._trying = True
+        try:
+            return await self._make()
+        finally:
+            self._trying = False
+            self._news.unpark_all()
+
     async def _make(self) -> _Idle | None:
+        started = trio.current_time()
         try:
             connection = await connect(
                 self._conninfo,
@@ -152,18 +179,27 @@ class Pool:
                 options=self._options,
             )
         except DatabaseUnavailable as e:
-            first, longest = _BACKOFF_S
-            pause = min(longest, first * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 jitter
-            self._failures += 1
-            self._last_failure = str(e)
-            self._retry_at = trio.current_time() + pause
+            self._failed(str(e))
             return None
+        except trio.Cancelled:
+            if trio.current_time() - started > _SILENCE_S:
+                self._failed("no answer to a connect")
+            raise
         self._failures = 0
         now = trio.current_time()
         # Spread, so that connections made together are not all replaced together.
         return _Idle(connection, now, now + self._max_lifetime_s * random.uniform(0.9, 1.0))  # noqa: S311 jitter
 
+    def _failed(self, reason: str) -> None:
+        first, longest = _BACKOFF_S
+        pause = min(longest, first * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 jitter
+        self._failures += 1
+        self._last_failure = reason
+        self._retry_at = trio.current_time() + pause
+
     async def _take_back(self, lent: _Idle) -> None:
+        self._lent -= 1
+        self._places.release()
         connection, now = lent.connection, trio.current_time()
         reusable = (
             not self._closed
@@ -174,6 +210,7 @@ class Pool:
         )
         if reusable:
             self._idle.append(_Idle(connection, now, lent.expires_at))
+            self._news.unpark()
         else:
             await connection.close()
         if self._idle and (oldest := self._idle[0]).since + _UNUSED_S < now:

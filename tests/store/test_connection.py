@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
+from itertools import repeat
 from typing import Final, LiteralString, cast
 
 import psycopg
@@ -13,6 +15,7 @@ import pytest
 import trio
 import trio.testing
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
@@ -21,6 +24,7 @@ from daemon.store.connection import GRACE_S, Connection, connect
 from tests.support.postgres import fresh_database
 
 LIMIT_S: Final = 15.0
+HIDDEN_S: Final = 2.0
 ENOUGH: Final = 200_000
 """Rows whose COPY or result is far larger than every buffer on the way."""
 
@@ -574,6 +578,44 @@ async def test_a_backend_that_is_killed_ends_what_it_does_and_the_connection(
         with pytest.raises(psycopg.OperationalError, match=r"terminating connection|server closed"):
             await operation(conn)
         assert conn.closed
+
+
+async def relay_that_hides_the_end(client: trio.SocketStream, server_socket: str) -> None:
+    """Between client and server: what the server says comes through at once, its hanging up HIDDEN_S late."""
+    server = await trio.open_unix_socket(server_socket)
+
+    async def upwards() -> None:
+        with suppress(trio.BrokenResourceError):
+            async for chunk in client:
+                await server.send_all(chunk)
+
+    async with client, server, trio.open_nursery() as nursery:
+        nursery.start_soon(upwards)
+        with suppress(trio.BrokenResourceError):
+            async for chunk in server:
+                await client.send_all(chunk)
+        await trio.sleep(HIDDEN_S)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_fatal_answer_closes_the_connection_before_its_end_is_seen(url: str) -> None:
+    direct = conninfo_to_dict(url)
+    relay = partial(relay_that_hides_the_end, server_socket=f"{direct['host']}/.s.PGSQL.{direct['port']}")
+    async with two(url) as (_, other), trio.open_nursery() as relays:
+        port = (await relays.start(trio.serve_tcp, relay, 0))[0].socket.getsockname()[1]
+        async with await session(make_conninfo(url, host="127.0.0.1", port=port)) as conn:
+
+            @relays.start_soon
+            async def kill() -> None:
+                await trio.sleep(0.1)
+                await other.execute("SELECT pg_terminate_backend(%s)", (conn.info.backend_pid,))
+
+            started = trio.current_time()
+            with pytest.raises(psycopg.errors.AdminShutdown):
+                await conn.cursor().executemany("SELECT %s::int", repeat((1,)))
+            assert conn.closed
+            assert trio.current_time() - started < HIDDEN_S
+        relays.cancel_scope.cancel()
 
 
 async def test_without_autocommit_a_block_commits_and_an_exception_rolls_back(url: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, LiteralString, cast
 
 import psycopg
@@ -14,7 +14,7 @@ import trio.testing
 from psycopg.rows import TupleRow
 
 from daemon.errors import CommitUnknown, DatabaseUnavailable
-from daemon.store.connection import GRACE_S
+from daemon.store.connection import GRACE_S, connect
 from daemon.store.pool import Pool, PoolStatistics
 from tests.support.own_server import OwnServer
 
@@ -245,29 +245,53 @@ async def test_a_call_that_waits_while_the_server_restarts_succeeds(own_server: 
         assert answers == [7] * 10
 
 
-async def test_many_waiters_do_not_hammer_a_server_that_is_away() -> None:
+@pytest.mark.parametrize("manner", ["hangs up", "mute"])
+async def test_many_callers_do_not_hammer_a_server_that_is_no_use(manner: str) -> None:
     attempts = 0
+    size, callers, deadline_s = 10, 20, 0.7
 
-    async def refuse(stream: trio.SocketStream) -> None:
+    async def server(stream: trio.SocketStream) -> None:
         nonlocal attempts
         attempts += 1
+        if manner == "mute":
+            await stream.receive_some()  # the greeting
+            await stream.receive_some()  # the end
         await stream.aclose()
 
-    with trio.fail_after(LIMIT_S):
-        async with trio.open_nursery() as nursery:
-            listener = (await nursery.start(trio.serve_tcp, refuse, 0))[0]
+    async with trio.open_nursery() as nursery:
+        with trio.fail_after(LIMIT_S):
+            listener = (await nursery.start(trio.serve_tcp, server, 0))[0]
             port = listener.socket.getsockname()[1]
-            pool = Pool(f"postgresql://dealix@127.0.0.1:{port}/x?sslmode=disable", size=20, name="pool")
+            pool = Pool(f"postgresql://dealix@127.0.0.1:{port}/x?sslmode=disable", size=size, name="pool")
 
             async def ask() -> None:
-                with pytest.raises(DatabaseUnavailable):
-                    await one(pool, deadline_s=1.5)
+                for _ in range(3):
+                    with pytest.raises(DatabaseUnavailable):
+                        await one(pool, deadline_s=deadline_s)
 
             async with trio.open_nursery() as asking:
-                for _ in range(20):
+                for _ in range(callers):
                     asking.start_soon(ask)
-            nursery.cancel_scope.cancel()
-    assert 20 <= attempts <= 20 + 15
+        nursery.cancel_scope.cancel()
+    assert size <= attempts <= size + 15
+
+
+async def test_where_the_server_is_full_the_connections_there_are_go_round(own_server: OwnServer) -> None:
+    async with pool_of(own_server, 6) as pool, AsyncExitStack() as others:
+        for _ in range(2):
+            await others.enter_async_context(pool.connection(LIMIT_S))
+        room = others.pop_all()
+        with pytest.raises(DatabaseUnavailable, match="too many clients"):
+            while True:
+                await others.enter_async_context(await connect(own_server.url, timeout_s=5, application_name="other"))
+        await room.aclose()
+        assert pool.statistics().idle == 2
+        started = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for _ in range(30):
+                nursery.start_soon(one, pool, "SELECT pg_sleep(0.02)")
+        assert trio.current_time() - started < 2
+        assert pool.statistics().open == 2
 
 
 async def test_with_a_frozen_server_every_call_ends_at_its_deadline_or_a_grace_later(own_server: OwnServer) -> None:
