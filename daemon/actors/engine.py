@@ -21,7 +21,7 @@ from daemon.actors.delivery import Tools
 from daemon.actors.fanout import Fanout
 from daemon.actors.fence import Fence
 from daemon.actors.intake import Intake
-from daemon.actors.janitor import Janitor, summarise
+from daemon.actors.janitor import Janitor, close_unused, summarise
 from daemon.actors.lanes import Lanes
 from daemon.actors.ownership import Ownership
 from daemon.actors.recorder import Recorder
@@ -119,6 +119,7 @@ class Engine:
             async with trio.open_nursery() as intake:
                 for role, run in self._roles.items():
                     intake.start_soon(keep, role, run)
+                intake.start_soon(close_unused, self.sender)
                 intake.start_soon(summarise, self.observer.counts, self.roster, self.lanes)
                 await work()
                 intake.cancel_scope.cancel()

@@ -12,6 +12,7 @@ from daemon.actors.lanes import Lanes
 from daemon.actors.roster import Roster
 from daemon.log import get
 from daemon.observe import Counts
+from daemon.sender.endpoint import Sender
 from daemon.store import partitions
 from daemon.store.pool import Pool
 
@@ -24,6 +25,7 @@ ROUND_S: Final = 3600.0
 START_S: Final = 10.0
 """Before the first round. The start itself has made the next days' partitions; 90 days' cost a second or two of a core,
 and what has waited for the daemon goes first."""
+UNUSED_LOOK_S: Final = 15.0
 SUMMARY_S: Final = 60.0
 ROUND_DEADLINE_S: Final = 1800.0
 
@@ -47,6 +49,13 @@ class Janitor:
             if made or retired.dropped or retired.expired:
                 log.info("partitions.kept", made=made, dropped=retired.dropped, expired=retired.expired)
             await trio.sleep(ROUND_S)
+
+
+async def close_unused(sender: Sender) -> None:
+    """Close connections that have been idle too long. Every POST does so too; this is for when there is none."""
+    while True:
+        await trio.sleep(UNUSED_LOOK_S)
+        sender.drop_expired()
 
 
 async def summarise(counts: Counts, roster: Roster, lanes: Lanes) -> None:
