@@ -41,7 +41,7 @@ LINGER_S: Final = 5.0
 """How long an actor without work stays: its connections are worth keeping for the next event."""
 MAILBOX: Final = 32
 """Claims an actor holds: four times the usual window, so that fetching held ones in batches pays."""
-PAUSE_S: Final = 0.5
+PAUSE_S: Final = 0.2
 """After a query failed, before the next look."""
 
 

@@ -33,7 +33,7 @@ MAX_BYTES: Final = 64 * 1024 * 1024
 """Event bytes in memory; over it everything is held, and an actor that has something in hand fetches nothing."""
 EXTEND_S: Final = 15.0
 QUERY_S: Final = 5.0
-PAUSE_S: Final = 0.5
+PAUSE_S: Final = 0.2
 QUIET_LOOK_S: Final = 0.02
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 import trio
 
 from daemon.errors import DatabaseUnavailable
 from daemon.log import get
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
 log = get("supervise")
 
 FIRST_PAUSE_S: Final = 0.1
-LONGEST_PAUSE_S: Final = 1.0
-"""Short, because deliveries should go on within 2 s of a lost session, even if it is not the first in a row."""
+LONGEST_PAUSE_S: Final = 0.4
+"""Short, because deliveries should go on within 2 s of a lost session, even if it is not the first in a row. The pool
+paces connecting by itself."""
+LONGEST_CRASH_PAUSE_S: Final = 2.0
 HEALTHY_AFTER_S: Final = 1.0
 """A role that ran so long before it broke starts again after the first pause: it had got through."""
 
@@ -39,15 +39,17 @@ async def keep(role: str, run: Callable[[], Awaitable[None]]) -> None:
     pause_s = FIRST_PAUSE_S
     while True:
         began = trio.current_time()
+        longest_s = LONGEST_PAUSE_S
         try:
             await run()
         except DatabaseUnavailable as e:
             log.warning("role.waiting_for_database", role=role, error=str(e), retry_in_s=round(pause_s, 2))
         except Exception:
             log.exception("role.crashed", role=role, retry_in_s=round(pause_s, 2))
+            longest_s = LONGEST_CRASH_PAUSE_S
         else:
             return
         if trio.current_time() - began > HEALTHY_AFTER_S:
             pause_s = FIRST_PAUSE_S
         await trio.sleep(pause_s)
-        pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+        pause_s = min(pause_s * 2, longest_s)

@@ -270,8 +270,8 @@ async def test_of_two_daemons_one_takes_a_raw_notify(migrated_database: str) -> 
             running_engine(migrated_database) as one,
             running_engine(migrated_database) as two,
         ):
-            while (len(one.engine.ownership.shards), len(two.engine.ownership.shards)) != (32, 32):
-                await trio.sleep(0.02)
+            await one.share(32)
+            await two.share(32)
             for n in range(20):
                 await one.subscribe(receiver.url(), customer_id=f"c{n}")
             await notify(one, *(GOOD.format(n).replace("acme", f"c{n}") for n in range(20)))

@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, LiteralString, cast
 
@@ -19,6 +18,7 @@ from daemon.actors.engine import Engine
 from daemon.ids import CustomerId, SubscriptionId
 from daemon.sealing import KeyRing
 from daemon.store import subscriptions
+from daemon.store.connection import Connection
 from daemon.store.pool import Pool
 from daemon.store.sessions import HOT, dedicated
 
@@ -56,12 +56,16 @@ class Logged:
 
 @dataclass
 class Running:
-    """A running engine with what a test asks of the database beside it."""
+    """A running engine with what a test asks of the database beside it.
+
+    `sessions` are its dedicated ones, the present one last; `stop` lets it stop, which the end of the block does too.
+    """
 
     engine: Engine
     pool: Pool
     url: str
     stop: trio.Event
+    sessions: list[Connection]
 
     # -- doing ------------------------------------------------------------------------------------------------------
 
@@ -119,6 +123,11 @@ class Running:
         await self.rows("UPDATE dealix.deliveries SET due = now() WHERE NOT claimed AND due IS NOT NULL RETURNING id")
         async with self.pool.connection(5) as conn:
             await conn.execute("NOTIFY dealix_due")
+
+    async def share(self, shards: int) -> None:
+        """Wait until this engine owns so many shards."""
+        while len(self.engine.ownership.shards) != shards:
+            await trio.sleep(0.02)
 
     async def terminate(self, *names: str) -> int:
         """Terminate every session of these application names but the one that asks; how many there were."""
@@ -192,7 +201,15 @@ async def running_engine(
 
 @asynccontextmanager
 async def _running(url: str, settings: Settings, pool: Pool, ca_file: Path | None) -> AsyncGenerator[Running]:
-    engine = Engine(settings, RING, pool, pool, partial(dedicated, url), ca_file=ca_file)
+    sessions: list[Connection] = []
+
+    @asynccontextmanager
+    async def open_session() -> AsyncGenerator[Connection]:
+        async with dedicated(url) as conn:
+            sessions.append(conn)
+            yield conn
+
+    engine = Engine(settings, RING, pool, pool, open_session, ca_file=ca_file)
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(engine.run, stop.wait)
@@ -201,6 +218,6 @@ async def _running(url: str, settings: Settings, pool: Pool, ca_file: Path | Non
                 await engine.listening()
                 while not engine.ownership.shards:
                     await trio.sleep(0.01)
-            yield Running(engine, pool, url, stop)
+            yield Running(engine, pool, url, stop, sessions)
         finally:
             stop.set()
