@@ -57,7 +57,6 @@ class Delivery(msgspec.Struct, frozen=True):
     error: str | None
     duration_ms: int | None
     created_at: Time
-    outcome: Logged
 
 
 class DeliveryList(msgspec.Struct, frozen=True):
@@ -240,7 +239,6 @@ def _listed(row: AttemptRow) -> Delivery:
         error=row.error,
         duration_ms=row.duration_ms,
         created_at=clock.iso(row.created_at),
-        outcome=row.outcome,
     )
 
 
