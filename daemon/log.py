@@ -99,6 +99,8 @@ def configure(settings: Log, stream: TextIO | None = None) -> None:
     root.handlers[:] = [_FromLibraries()]
     # Never below warning: on info and debug libraries quote what they handle.
     root.setLevel(max(level, logging.WARNING))
+    # In an outage psycopg warns of each rollback that it cannot make; what the outage means is said by who meets it.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
 def get(name: str) -> FilteringBoundLogger:
