@@ -134,7 +134,7 @@ _DUTIES: Final = """
         FROM dealix.attempts
         WHERE event_id = %(event_id)s AND customer_id = %(customer_id)s
           AND created_at >= %(low)s AND created_at < %(high)s
-        ORDER BY subscription_id, id DESC
+        ORDER BY subscription_id, attempt DESC, id DESC
     ), queued AS (
         SELECT d.subscription_id, d.attempt, d.claimed, d.due, d.due <= now() AS ripe
         FROM dealix.deliveries d

@@ -51,10 +51,11 @@ async def test_without_one_valid_key_every_cause_gets_the_same_401(api: Served) 
     assert (await ask(api, [("Authorization", f"bearer {key}")])).status_code == 200  # RFC 9110, section 11.1
 
 
-@pytest.mark.parametrize("token", ["é", "dlx_é", "\xff", "\uff21", "dlx_" + "\u00b2" * 43])
-async def test_a_key_that_is_not_ascii_is_401(api: Served, token: str) -> None:
-    answer = await api.client.get(f"{BASE}/webhooks", headers=[(b"Authorization", b"Bearer " + token.encode())])
-    assert answer.status_code == 401
+async def test_a_key_that_is_not_ascii_is_401(api: Served) -> None:
+    for token in ("é", "dlx_é", "\xff", "\uff21", "dlx_" + "\u00b2" * 43):
+        for encoded in (token.encode(), token.encode("latin-1", "replace")):
+            answer = await api.client.get(f"{BASE}/webhooks", headers=[(b"Authorization", b"Bearer " + encoded)])
+            assert answer.status_code == 401, encoded
 
 
 async def test_a_key_in_the_query_is_no_key(api: Served) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-import pytest
 import stripe
 
 from daemon import clock
@@ -177,7 +176,7 @@ async def test_a_retry_is_409_while_disabled_and_410_when_subscription_or_event_
     assert await api.rows("SELECT 1 FROM dealix.deliveries") == []
 
 
-@pytest.mark.parametrize("attempt_id", ["dlv_" + "0" * 24, "dlv_" + "f" * 24, "evt_" + "0" * 24, "x", "%00", "9" * 400])
-async def test_an_id_of_no_attempt_is_404(api: Served, attempt_id: str) -> None:
-    assert (await api.acme.get(f"/deliveries/{attempt_id}")).status_code == 404
-    assert (await api.acme.post(f"/deliveries/{attempt_id}/retry")).status_code == 404
+async def test_an_id_of_no_attempt_is_404(api: Served) -> None:
+    for attempt_id in ("dlv_" + "0" * 24, "dlv_" + "f" * 24, "evt_" + "0" * 24, "x", "%00", "9" * 400):
+        assert (await api.acme.get(f"/deliveries/{attempt_id}")).status_code == 404
+        assert (await api.acme.post(f"/deliveries/{attempt_id}/retry")).status_code == 404

@@ -43,11 +43,10 @@ async def one_answer(stream: trio.SocketStream) -> tuple[int, bytes]:
     return int(head.split(b" ")[1]), body
 
 
-@pytest.mark.parametrize("pause_s", [0, 0.002, 0.03])
-async def test_a_connection_answered_before_its_body_came_is_used_again(api: Served, pause_s: float) -> None:
+async def test_a_connection_answered_before_its_body_came_is_used_again(api: Served) -> None:
     stream = await trio.open_tcp_stream("127.0.0.1", api.port)
     async with stream:
-        for _ in range(20):
+        for pause_s in [0, 0.002, 0.03] * 15:
             await stream.send_all(HEAD)
             await trio.sleep(pause_s)
             await stream.send_all(BODY)
@@ -84,14 +83,12 @@ async def test_a_body_over_a_mebibyte_is_413_and_not_kept(api: Served, length: b
     assert (status, json.loads(body)["code"]) == (413, "body_too_large")
 
 
-@pytest.mark.parametrize(
-    "target", [b"?a=1", b"*", b"healthz", b"http://h", b"ftp://h/healthz", b"[", b"http:///healthz?x", b"\x7f"]
-)
 async def test_a_target_that_is_no_path_is_refused_and_nothing_is_logged_as_a_bug(
-    api: Served, target: bytes, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    api: Served, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    status, _ = await answer_to(api, b"OPTIONS " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert status in {400, 405}
+    for target in (b"?a=1", b"*", b"healthz", b"http://h", b"ftp://h/healthz", b"[", b"http:///healthz?x", b"\x7f"):
+        status, _ = await answer_to(api, b"OPTIONS " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert status in {400, 405}, target
     captured = capfd.readouterr()
     assert "Traceback" not in captured.out + captured.err + caplog.text
 
@@ -100,25 +97,23 @@ async def test_a_target_in_the_form_for_proxies_is_served(api: Served) -> None:
     assert (await answer_to(api, b"GET http://any.example/healthz HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 200
 
 
-@pytest.mark.parametrize(
-    "request_head",
-    [
-        b"GET /healthz HTTP/1.1\r\n\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-        b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-        b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
-        b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 200_000 + b"\r\n\r\n",
-    ],
-)
-async def test_a_request_that_is_not_http_as_it_should_be_is_a_4xx_and_others_are_served(
-    api: Served, request_head: bytes
-) -> None:
-    status, _ = await answer_to(api, request_head)
-    assert 400 <= status < 500
-    assert (await api.client.get("/healthz")).status_code == 200
+NOT_QUITE_HTTP: Final = [
+    b"GET /healthz HTTP/1.1\r\n\r\n",
+    b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"GET /healthz HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 200_000 + b"\r\n\r\n",
+]
+
+
+async def test_a_request_that_is_not_http_as_it_should_be_is_a_4xx_and_others_are_served(api: Served) -> None:
+    for head in NOT_QUITE_HTTP:
+        status, _ = await answer_to(api, head)
+        assert 400 <= status < 500, head[:80]
+        assert (await api.client.get("/healthz")).status_code == 200
 
 
 async def test_a_websocket_is_refused(api: Served) -> None:

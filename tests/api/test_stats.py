@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-import pytest
-
 from daemon import clock
 from tests.support.answers import status
 from tests.support.api import Served
@@ -52,10 +50,10 @@ async def test_a_customer_without_anything_has_zeroes(api: Served) -> None:
     }
 
 
-@pytest.mark.parametrize("period_days", [0, 91, -1, 10**30, "x", "", "7.5"])
-async def test_a_period_is_1_to_90_days(api: Served, period_days: int | str) -> None:
-    answer = await api.acme.get("/stats", period_days=period_days)
-    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "period_days")
+async def test_a_period_is_1_to_90_days(api: Served) -> None:
+    for period_days in (0, 91, -1, 10**30, "x", "", "7.5"):
+        answer = await api.acme.get("/stats", period_days=period_days)
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "period_days"), period_days
 
 
 async def test_what_was_just_delivered_is_counted(working_api: Served) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import trio
 
 from daemon.policy.signing import standard_key
@@ -47,39 +46,37 @@ async def test_an_ops_key_subscribes_for_the_customer_that_it_names(api: Served)
     assert (await api.globex.get(f"/webhooks/{made['id']}")).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("url", "status", "code"),
-    [
-        ("http://example.com/hook", 400, "url_not_https"),
-        ("ftp://example.com", 400, "url_not_https"),
-        ("javascript:alert(1)", 400, "url_not_https"),
-        ("", 400, "url_not_https"),
-        ("https://", 422, "url_malformed"),
-        ("https://user:pw@example.com/", 422, "url_malformed"),
-        ("https://example.com/#part", 422, "url_malformed"),
-        ("https://exa mple.com/", 422, "url_malformed"),
-        ("https://example.com/\x00", 422, "url_malformed"),
-        ("https://example.com/\r\nX: y", 422, "url_malformed"),
-        ("https://example.com:99999/", 422, "url_malformed"),
-        ("https://example.com/" + "a" * 500, 422, "url_malformed"),
-        ("https://10.0.0.1/", 422, "url_forbidden"),
-        ("https://169.254.169.254/latest", 422, "url_forbidden"),
-        ("https://[::ffff:10.0.0.1]/", 422, "url_forbidden"),
-        ("https://[fd00::1]/", 422, "url_forbidden"),
-        ("https://0x7f.1/", 422, None),
-        ("https://example.com:25/", 422, "url_forbidden"),
-    ],
-)
-async def test_a_url_that_may_not_be_called_is_refused_at_registration_and_at_change(
-    api: Served, url: str, status: int, code: str | None
-) -> None:
+REFUSED_URLS: list[tuple[str, int, str | None]] = [
+    ("http://example.com/hook", 400, "url_not_https"),
+    ("ftp://example.com", 400, "url_not_https"),
+    ("javascript:alert(1)", 400, "url_not_https"),
+    ("", 400, "url_not_https"),
+    ("https://", 422, "url_malformed"),
+    ("https://user:pw@example.com/", 422, "url_malformed"),
+    ("https://example.com/#part", 422, "url_malformed"),
+    ("https://exa mple.com/", 422, "url_malformed"),
+    ("https://example.com/\x00", 422, "url_malformed"),
+    ("https://example.com/\r\nX: y", 422, "url_malformed"),
+    ("https://example.com:99999/", 422, "url_malformed"),
+    ("https://example.com/" + "a" * 500, 422, "url_malformed"),
+    ("https://10.0.0.1/", 422, "url_forbidden"),
+    ("https://169.254.169.254/latest", 422, "url_forbidden"),
+    ("https://[::ffff:10.0.0.1]/", 422, "url_forbidden"),
+    ("https://[fd00::1]/", 422, "url_forbidden"),
+    ("https://0x7f.1/", 422, None),
+    ("https://example.com:25/", 422, "url_forbidden"),
+]
+
+
+async def test_a_url_that_may_not_be_called_is_refused_at_registration_and_at_change(api: Served) -> None:
     made = await api.acme.subscribe()
-    for answer in (
-        await api.acme.post("/webhooks", {"endpoint_url": url}),
-        await api.acme.patch(f"/webhooks/{made['id']}", {"endpoint_url": url}),
-    ):
-        assert answer.status_code == status, answer.text
-        assert code in {None, answer.json()["code"]}
+    for url, status, code in REFUSED_URLS:
+        for answer in (
+            await api.acme.post("/webhooks", {"endpoint_url": url}),
+            await api.acme.patch(f"/webhooks/{made['id']}", {"endpoint_url": url}),
+        ):
+            assert answer.status_code == status, f"{url}: {answer.text}"
+            assert code in {None, answer.json()["code"]}, url
     assert (await api.acme.get("/webhooks")).json()["count"] == 1
     assert (await api.acme.get(f"/webhooks/{made['id']}")).json()["endpoint_url"] == NOWHERE
 
@@ -102,15 +99,16 @@ async def test_a_name_is_looked_up_at_registration_and_refused_only_where_it_lea
                 assert "10.0.0.1" not in answer.text
 
 
-@pytest.mark.parametrize("events", [["no.such"], ["deal.won", "\x00"], ["DEAL.WON"], [""], ["deal.won' OR 1=1"], ["*"]])
-async def test_unknown_event_types_are_400_and_named(api: Served, events: list[str]) -> None:
+async def test_unknown_event_types_are_400_and_named(api: Served) -> None:
     made = await api.acme.subscribe()
-    for answer in (
-        await api.acme.post("/webhooks", {"endpoint_url": NOWHERE, "events": events}),
-        await api.acme.patch(f"/webhooks/{made['id']}", {"events": events}),
-    ):
-        assert (answer.status_code, answer.json()["code"]) == (400, "unknown_event_type")
-        assert events[-1] in answer.json()["detail"]
+    for events in (["no.such"], ["deal.won", "\x00"], ["DEAL.WON"], [""], ["deal.won' OR 1=1"], ["*"], ["x" * 129]):
+        for answer in (
+            await api.acme.post("/webhooks", {"endpoint_url": NOWHERE, "events": events}),
+            await api.acme.patch(f"/webhooks/{made['id']}", {"events": events}),
+        ):
+            expected = (422, "invalid") if len(events[-1]) > 128 else (400, "unknown_event_type")
+            assert (answer.status_code, answer.json()["code"]) == expected, events
+            assert len(events[-1]) > 128 or events[-1] in answer.json()["detail"]
 
 
 async def test_the_hundred_and_first_subscription_is_409_also_when_many_come_at_once(api: Served) -> None:

@@ -164,10 +164,14 @@ async def test_an_attempt_is_found_by_its_id_with_everything_the_log_holds(conn:
         assert (found.response_body, found.response_truncated, found.webhook_signature) == ("thanks", True, "v1,AA==")
 
 
-@pytest.mark.parametrize("attempt_id", ["dlv_" + "0" * 24, "dlv_" + "f" * 24, "dlv_e677d21fdbff" + "0" * 12])
-async def test_an_id_of_no_attempt_finds_nothing_however_far_its_time_is(conn: Connection, attempt_id: str) -> None:
-    assert await deliveries.find(conn, attempt_id) is None
-    assert await deliveries.find(conn, new_attempt_id(clock.now())) is None
+async def test_an_id_of_no_attempt_finds_nothing_however_far_its_time_is(conn: Connection) -> None:
+    for attempt_id in (
+        "dlv_" + "0" * 24,
+        "dlv_" + "f" * 24,
+        "dlv_e677d21fdbff" + "0" * 12,
+        new_attempt_id(clock.now()),
+    ):
+        assert await deliveries.find(conn, attempt_id) is None
 
 
 async def logged(conn: Connection, *rows: Row) -> Attempt:
