@@ -7,6 +7,7 @@ from typing import Final
 
 import pytest
 import trio
+from stripe import WebhookSignature
 
 from daemon.ids import SubscriptionId
 from tests.support.answers import status
@@ -123,6 +124,40 @@ async def test_results_that_come_in_after_a_disabling_are_logged_and_do_not_coun
             assert [row.outcome for row in rows] == ["retry", "retry"]
             found = await running.subscription(subscription_id)
             assert (found.consecutive_failures, found.circuit, found.disabled_reason) == (0, "closed", "requested")
+
+
+# ── by a secret that does not open ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_secret_that_does_not_open_disables_its_subscription_and_nobody_elses(migrated_database: str) -> None:
+    swap = (
+        "UPDATE dealix.subscriptions SET secret_sealed = (SELECT secret_sealed FROM dealix.subscriptions WHERE id = %s)"
+    )
+    with trio.fail_after(20):
+        async with open_receiver() as receiver, running_engine(migrated_database) as running:
+            broken = await running.subscribe(receiver.url("/broken"))
+            sound = await running.subscribe(receiver.url("/sound"))
+            await running.rows(swap + " WHERE id = %s RETURNING 1", sound, broken)
+            await running.emit()
+            await receiver.wait_for(1, "/sound")
+            await running.until("secret_unreadable", REASON + " WHERE id = %s", broken)
+            await running.until(1, HELD)
+            assert receiver.at("/broken") == []
+            assert (await running.subscription(broken)).consecutive_failures == 0
+
+
+async def test_a_previous_secret_that_does_not_open_only_costs_its_own_signature(migrated_database: str) -> None:
+    with trio.fail_after(20):
+        async with open_receiver() as receiver, running_engine(migrated_database) as running:
+            _, secret = await running.subscribe_with_secret(receiver.url())
+            await running.rows(
+                "UPDATE dealix.subscriptions SET previous_secret_sealed = secret_sealed, "
+                "previous_secret_expires_at = now() + interval '1 hour' RETURNING 1"
+            )
+            await running.emit()
+            (request,) = await receiver.wait_for(1)
+            assert request.headers["dealix-signature"].count("v1=") == 1
+            assert WebhookSignature.verify_header(request.body, request.headers["dealix-signature"], secret)
 
 
 # ── what becomes of duties ───────────────────────────────────────────────────────────────────────────────────────────

@@ -92,7 +92,8 @@ async def test_big_payloads_of_many_subscriptions_stay_within_a_bounded_memory(m
                 await running.subscribe(receiver.url("/hook"), customer_id=f"c{n}")
             await running.rows(
                 "SELECT count(*) FROM generate_series(0, 39) AS c CROSS JOIN generate_series(1, 15) AS n "
-                "CROSS JOIN LATERAL dealix.emit('c' || c, 'deal.won', '{\"' || n || '\": \"' || repeat('x', 250000) || '\"}')"
+                "CROSS JOIN LATERAL "
+                "dealix.emit('c' || c, 'deal.won', '{\"' || n || '\": \"' || repeat('x', 250000) || '\"}')"
             )
             tracemalloc.start()
             try:
