@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Final
 
 import msgspec
-from quart import Response, request
+from quart import Response, g, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
@@ -135,7 +135,15 @@ async def _on_problem(problem: Problem) -> Response:
 
 async def _on_outage(outage: DatabaseUnavailable) -> Response:
     log.warning("database.unavailable", reason=str(outage))
-    return unavailable("database_unavailable", "The database does not answer at the moment. Try again soon.").response()
+    if request.method == "GET" or g.get("key_id") is None:  # nothing was begun that could be half done
+        problem = unavailable("database_unavailable", "The database does not answer at the moment. Try again soon.")
+    else:
+        problem = unavailable(
+            "outcome_unknown",
+            "The database went away: this may or may not have been done. Look before you repeat it; "
+            "an emit with an event_id can be repeated as it is.",
+        )
+    return problem.response()
 
 
 async def _on_http_exception(error: HTTPException) -> Response:

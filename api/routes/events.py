@@ -11,7 +11,6 @@ from api.bodies import check_payload
 from api.errors import FieldError, Problem, not_found
 from api.fields import CustomerIdText, EventIdText, EventTypeText, Time
 from api.operation import Answer, Call, NoBody, NoQuery, Route, route
-from api.routes.webhooks import refuse_unknown
 from api.services import WORK_S, Services
 from api.waiting import first_attempts
 from daemon import clock, ids
@@ -126,7 +125,6 @@ class Events:
         """
         new = _new_event(call.body, "")
         async with self._services.pool.connection(WORK_S) as conn:
-            await refuse_unknown(conn, [new.event_type])
             try:
                 emitted = await emit.emit(conn, CustomerId(new.customer_id), new.event_type, new.payload, new.event_id)
             except EmitRejected as e:
@@ -155,7 +153,6 @@ class Events:
         """
         new = [_new_event(one, f"events[{i}].") for i, one in enumerate(call.body.events)]
         async with self._services.pool.connection(WORK_S) as conn:
-            await refuse_unknown(conn, {one.event_type: None for one in new})
             try:
                 emitted = await emit.emit_batch(conn, new)
             except EmitRejected as e:
@@ -217,7 +214,7 @@ def _new_event(given: EventToEmit, where: str) -> NewEvent:
 
 
 def _refused(error: EmitRejected) -> Problem:
-    """What `dealix.emit` says by SQLSTATE, as a status. Its texts begin with the argument's name."""
+    """What `dealix.emit` says, as a status. Its texts begin with the name of the argument that is at fault."""
     where = "" if error.index is None else f"events[{error.index}]"
     detail = f"{where}: {error}." if where else f"{error}."
     match error.sqlstate:
@@ -225,6 +222,8 @@ def _refused(error: EmitRejected) -> Problem:
             return Problem(409, "event_id_conflict", detail)
         case "22P02":
             return Problem(400, "malformed_json", detail)
+        case _ if str(error).startswith("event_type"):
+            return Problem(400, "unknown_event_type", detail)
         case _:
             return Problem(422, "invalid", detail, errors=[FieldError(where, str(error))])
 

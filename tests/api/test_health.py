@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
+from daemon.store.connection import connect
 from tests.support.api import BASE, NOWHERE, Served, open_api
 from tests.support.migrated import migrated_template
 from tests.support.own_server import OwnServer
@@ -86,3 +87,25 @@ async def test_with_the_database_away_or_frozen_every_route_is_503_in_time_and_w
 async def serves_again(served: Served) -> None:
     while (await served.acme.get("/webhooks")).status_code != 200:
         await trio.sleep(0.05)
+
+
+async def test_a_connection_lost_amid_a_change_says_that_its_outcome_is_unknown(
+    migrated_database: str, api: Served
+) -> None:
+    answers: list[tuple[str, int, str]] = []
+
+    async def ask(method: str) -> None:
+        url, body = f"{BASE}/webhooks", {"endpoint_url": NOWHERE} if method == "POST" else None
+        answer = await api.client.request(method, url, json=body, headers=api.acme.headers)
+        answers.append((method, answer.status_code, answer.json()["code"]))
+
+    holder = await connect(migrated_database, timeout_s=5, application_name="holder")
+    async with holder, trio.open_nursery() as nursery, holder.transaction():
+        await holder.execute("LOCK TABLE dealix.subscriptions")
+        nursery.start_soon(ask, "POST")
+        nursery.start_soon(ask, "GET")
+        while await (await holder.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")).fetchone() != (2,):
+            await trio.sleep(0.01)
+        await holder.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted")
+    assert sorted(answers) == [("GET", 503, "database_unavailable"), ("POST", 503, "outcome_unknown")]
+    assert (await api.acme.get("/webhooks")).json()["count"] == 0

@@ -250,7 +250,8 @@ async def test_a_retry_that_meets_a_result_being_recorded_takes_the_number_after
 async def waits_for_a_lock(conn: Connection) -> None:
     """Return once some other session waits for a row."""
     while True:
-        cursor = await conn.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        # Not pg_stat_activity, which stays as it was at the first look of a transaction.
+        cursor = await conn.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
         if await cursor.fetchone() != (0,):
             return
         await trio.sleep(0.01)
