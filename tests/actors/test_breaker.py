@@ -25,9 +25,11 @@ async def states(running: Running) -> list[tuple[int, int, str]]:
     return sorted(rows)
 
 
-async def test_it_opens_at_the_fifth_failure_probes_once_doubles_and_drains_what_it_held(any_database: str) -> None:
+async def test_it_opens_at_the_fifth_failure_probes_once_doubles_and_drains_what_it_held(
+    migrated_database: str,
+) -> None:
     with trio.fail_after(30):
-        async with open_receiver() as receiver, running_engine(any_database, delivery=QUICK) as running:
+        async with open_receiver() as receiver, running_engine(migrated_database, delivery=QUICK) as running:
             receiver.answer("/hook", *[status(500)] * 5, status(500, delay_s=0.4), status(200))
             subscription_id = await running.subscribe(receiver.url("/hook"))
             await running.emit_many(10)

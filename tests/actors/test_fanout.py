@@ -92,7 +92,7 @@ async def test_one_own_id_is_one_event_however_often_it_is_emitted(migrated_data
             await receiver.wait_for(2)
             await running.until(0, LEFT)
             assert arrived(receiver) == [1, 2]
-            assert receiver.received[0].headers["webhook-id"] == "order-7"
+            assert "order-7" in {r.headers["webhook-id"] for r in receiver.received}
 
 
 # ── who gets what ────────────────────────────────────────────────────────────────────────────────────────────────────

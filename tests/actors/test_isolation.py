@@ -40,7 +40,7 @@ async def test_sixty_endpoints_that_hang_with_a_backlog_do_not_move_a_healthy_on
             for n in range(60):
                 await running.emit_many(50, customer_id=f"dead{n}")
             await receiver.wait_for(60, "/hang")
-            assert await p99_s(running, receiver, path="/healthy", seconds=4.0) < 0.5
+            assert await p99_s(running, receiver, path="/healthy", seconds=3.0) < 0.5
             assert len(receiver.at("/hang")) > 120, "they were tried again meanwhile"
 
 
@@ -56,22 +56,9 @@ async def test_endpoints_that_crawl_do_not_either_and_get_what_is_theirs(migrate
                 await running.subscribe(receiver.url("/crawl"), customer_id=f"slow{n}")
                 await running.emit_many(3, customer_id=f"slow{n}")
             await receiver.wait_for(40, "/crawl")  # the whole of max_in_flight, until they count as slow
-            assert await p99_s(running, receiver, path="/healthy", seconds=2.5) < 1.2
+            assert await p99_s(running, receiver, path="/healthy", seconds=1.5) < 1.2
             await receiver.wait_for(60, "/crawl")
             await running.until(0, LEFT)
-
-
-async def test_a_slow_endpoint_goes_to_the_slow_budget_and_leaves_it(migrated_database: str) -> None:
-    with trio.fail_after(20):
-        async with open_receiver() as receiver, running_engine(migrated_database) as running:
-            receiver.answer("/hook", status(200, delay_s=1.3))
-            await running.subscribe(receiver.url("/hook"))
-            await running.emit_many(3)
-            await receiver.wait_for(3)
-            assert running.engine.lanes.in_flight() > 0
-            await running.until(0, LEFT)
-            assert running.engine.lanes.in_flight() == 0
-            assert running.engine.lanes.waiting() == 0
 
 
 async def test_big_payloads_of_many_subscriptions_stay_within_a_bounded_memory(migrated_database: str) -> None:

@@ -71,13 +71,13 @@ async def light_load(running: Running, receiver: Receiver) -> AsyncGenerator[lis
 # ── several daemons ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_daemons_share_the_work_and_joining_or_leaving_loses_and_doubles_nothing(any_database: str) -> None:
+async def test_daemons_share_the_work_and_joining_or_leaving_loses_and_doubles_nothing(migrated_database: str) -> None:
     with trio.fail_after(40):
-        async with open_receiver() as receiver, running_engine(any_database) as one:
+        async with open_receiver() as receiver, running_engine(migrated_database) as one:
             receiver.answer_all(status(200, delay_s=0.03))
             async with light_load(one, receiver) as emitted:
                 await one.share(SHARDS)
-                async with running_engine(any_database) as two:
+                async with running_engine(migrated_database) as two:
                     await one.share(SHARDS // 2)
                     await two.share(SHARDS // 2)
                     assert not one.engine.ownership.shards & two.engine.ownership.shards
@@ -98,7 +98,7 @@ async def test_a_leaving_daemons_shards_are_taken_over_while_its_last_request_st
             running_engine(migrated_database) as one,
             running_engine(migrated_database) as two,
         ):
-            receiver.answer("/slow", status(200, delay_s=2.5))
+            receiver.answer("/slow", status(200, delay_s=1.8))
             await one.share(SHARDS // 2)
             await two.share(SHARDS // 2)
             names = [f"c{n}" for n in range(200) if shard_of(f"c{n}") in two.engine.ownership.shards]
@@ -109,7 +109,7 @@ async def test_a_leaving_daemons_shards_are_taken_over_while_its_last_request_st
             await receiver.wait_for(1, "/slow")
             two.stop.set()
             await one.emit(customer_id=other)
-            await receiver.wait_for(1, "/other", timeout_s=2)
+            await receiver.wait_for(1, "/other", timeout_s=1.5)
             assert shard_of(slow) not in one.engine.ownership.shards
             await one.until(0, LEFT)
             once_each(receiver, 2)
@@ -138,12 +138,14 @@ async def test_after_the_loss_of_the_dedicated_session_all_goes_on_within_two_se
             assert len(running.sessions) == 2
 
 
-async def test_connections_that_are_killed_again_and_again_cost_no_event_and_double_none(any_database: str) -> None:
+async def test_connections_that_are_killed_again_and_again_cost_no_event_and_double_none(
+    migrated_database: str,
+) -> None:
     with trio.fail_after(40):
         async with (
             open_receiver() as receiver,
-            running_engine(any_database) as running,
-            await connect(any_database, timeout_s=5, application_name="killer") as conn,
+            running_engine(migrated_database) as running,
+            await connect(migrated_database, timeout_s=5, application_name="killer") as conn,
         ):
             for n in range(10):
                 await running.subscribe(receiver.url(), customer_id=f"c{n}")
