@@ -66,8 +66,8 @@ class Database(Group):
         default=8,
         ge=2,
         le=100,
-        description="Connections for queries, next to the one that listens. Eight keep two cores of Postgres busy; "
-        "more only wait there.",
+        description="Connections for deliveries, and as many for the API, next to the one that listens. Eight keep two "
+        "cores of Postgres busy; more only wait there.",
     )
 
     @property

@@ -86,7 +86,8 @@ class Daemon:
     def __post_init__(self) -> None:
         size = self.settings.database.pool_size
         self.pool = Pool(self.url, size=size, name="dealix", options=HOT)
-        self.api_pool = Pool(self.url, size=max(size // 2, 4), name="dealix api")
+        # Of its own, so that neither a flood of requests nor a backlog of deliveries takes the other's connections.
+        self.api_pool = Pool(self.url, size=size, name="dealix api")
         self.notifier = Notifier.of(os.environ)
         self.stopping = trio.Event()
 
