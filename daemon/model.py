@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from datetime import date, datetime
+from typing import Literal
 
 import msgspec
 
-if TYPE_CHECKING:
-    from datetime import date, datetime
-
-    from daemon.ids import AttemptId, CustomerId, DeliveryId, EventId, SubscriptionId
+from daemon.ids import AttemptId, CustomerId, DeliveryId, EventId, SubscriptionId
 
 ErrorKind = Literal["dns", "connect", "tls", "timeout", "blocked", "protocol", "reset"]
 """Why an exchange brought no complete header block: the name did not resolve, no TCP connection, no TLS, the deadline,

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from daemon.log import get
-
-if TYPE_CHECKING:
-    from daemon.model import AttemptRecord
+from daemon.model import AttemptRecord
 
 log = get("attempt")
 

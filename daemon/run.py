@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -26,16 +28,11 @@ from daemon.embedded_postgres import EmbeddedPostgres
 from daemon.errors import DatabaseUnavailable, EmbeddedPostgresFailed, SettingsInvalid
 from daemon.sealing import KeyRing, load_key_ring
 from daemon.store import migrate, partitions, subscriptions
+from daemon.store.connection import Connection
 from daemon.store.once import session
 from daemon.store.pool import Pool
 from daemon.store.sessions import HOT, dedicated
 from daemon.systemd import Notifier, watchdog_s
-
-if TYPE_CHECKING:
-    import socket
-    from pathlib import Path
-
-    from daemon.store.connection import Connection
 
 log = logs.get("daemon")
 

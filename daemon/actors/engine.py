@@ -17,6 +17,7 @@ from typing import Final
 import trio
 
 from config.settings import Settings
+from daemon.actors.claiming import Claiming
 from daemon.actors.delivery import Tools
 from daemon.actors.fanout import Fanout
 from daemon.actors.fence import Fence
@@ -76,10 +77,11 @@ class Engine:
         self.roster = Roster(pool, tools)
         self.recorder.on_recorded = self.roster.recorded
         self.ownership = Ownership(open_session, fence, self.roster)
+        claiming = Claiming(pool, self.ownership, self.roster, self.lanes, self.recorder)
         self.test_fire = TestFire(api_pool, tools)
         self._roles: dict[str, Callable[[], Awaitable[None]]] = {
-            "fanout": Fanout(pool, self.ownership, self.roster, self.lanes, self.recorder).run,
-            "schedule": Schedule(pool, self.ownership, self.roster, self.lanes, self.recorder).run,
+            "fanout": Fanout(claiming, self.ownership).run,
+            "schedule": Schedule(claiming, pool, self.ownership, self.roster).run,
             "janitor": Janitor(pool, retention_days=settings.retention.days).run,
         }
         if settings.intake.raw_notify:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-import trio
-
-from daemon.actors.lanes import Lanes
+from daemon.actors.claiming import Claiming
 from daemon.actors.ownership import Ownership
-from daemon.actors.recorder import Recorder
-from daemon.actors.roster import LEASE_S, Roster
+from daemon.actors.roster import Roster
 from daemon.ids import SubscriptionId
 from daemon.log import get
 from daemon.store import queue
@@ -19,20 +16,17 @@ from daemon.store.pool import Pool
 log = get("schedule")
 
 TICK_S: Final = 0.5
-MAX_WAITING: Final = 64
-LOOK_S: Final = 0.01
 QUERY_S: Final = 10.0
 
 
 class Schedule:
     """Looks at the due index and at the roster of held deliveries, twice a second or when rung."""
 
-    def __init__(self, pool: Pool, ownership: Ownership, roster: Roster, lanes: Lanes, recorder: Recorder) -> None:
+    def __init__(self, claiming: Claiming, pool: Pool, ownership: Ownership, roster: Roster) -> None:
+        self._claiming = claiming
         self._pool = pool
         self._ownership = ownership
         self._roster = roster
-        self._lanes = lanes
-        self._recorder = recorder
 
     async def run(self) -> None:
         """One tick after the other."""
@@ -43,26 +37,8 @@ class Schedule:
                 await self._wake_held()
 
     async def _claim_due(self) -> None:
-        seen = queue.PER_SHARD
-        while seen >= queue.PER_SHARD:
-            while self._recorder.is_behind() or self._lanes.waiting() > MAX_WAITING:  # noqa: ASYNC110 - two counters
-                await trio.sleep(LOOK_S)
-            seen = await self._claim_batch()
-
-    async def _claim_batch(self) -> int:
-        """Claim up to 50 of each shard; how many were due."""
-        async with self._pool.connection(QUERY_S) as conn:
-            shards, term = self._ownership.shards, self._ownership.term  # now: the connection may have taken seconds
-            with self._roster.ledger.claiming(shards):
-                ripe = await queue.claim_due(
-                    conn,
-                    shards,
-                    rooms=self._roster.rooms(),
-                    default_room=self._roster.default_room(),
-                    lease_s=LEASE_S,
-                )
-                await self._roster.take(conn, ripe.claims, ripe.held, term=term)
-        return ripe.seen
+        while await self._claiming.batch(queue.claim_due) >= queue.PER_SHARD:
+            pass
 
     async def _wake_held(self) -> None:
         async with self._pool.connection(QUERY_S) as conn:

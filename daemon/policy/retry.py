@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from daemon.model import Outcome
+from daemon.model import Outcome
 
 Verdict = Literal["delivered", "retry", "gone", "failed"]
 Result = Literal["delivered", "retry", "gone", "failed", "exhausted"]

@@ -10,10 +10,8 @@ import base64
 import binascii
 import hmac
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from datetime import datetime
+from datetime import datetime
+from typing import Final
 
 USER_AGENT: Final = "Dealix-Webhooks/1.0"
 PREFIX: Final = "whsec_"

@@ -5,23 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Final, Literal, LiteralString, cast
+from datetime import date, datetime, timedelta
+from typing import Final, Literal, LiteralString, cast
 
 import trio
 
 from daemon import clock
-from daemon.ids import AttemptId
+from daemon.ids import AttemptId, CustomerId, EventId, SubscriptionId
 from daemon.policy.retry import MAX_ATTEMPTS
+from daemon.store.connection import Connection
 from daemon.store.events import AHEAD, SLACK, bounds_of
 from daemon.store.shards import DUE, shard_of
-
-if TYPE_CHECKING:
-    from datetime import date
-
-    from daemon.ids import CustomerId, EventId, SubscriptionId
-    from daemon.store.connection import Connection
-
 
 Logged = Literal["delivered", "retry", "failed", "exhausted", "gone", "interrupted", "expired", "test_failed"]
 """What an attempt came to; `retry` is a failure after which the delivery goes on."""

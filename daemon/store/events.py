@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, time, timedelta
-from typing import TYPE_CHECKING, Final, Literal
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Final, Literal
 
 from daemon import clock, ids
-
-if TYPE_CHECKING:
-    from datetime import date
-
-    from daemon.ids import AttemptId, CustomerId, EventId, SubscriptionId
-    from daemon.store.connection import Connection
+from daemon.ids import AttemptId, CustomerId, EventId, SubscriptionId
+from daemon.store.connection import Connection
 
 State = Literal[
     "delivered", "failed", "exhausted", "gone", "expired", "pending", "scheduled", "held", "in_flight", "discarded"

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable
+from typing import Final
 
-from daemon.model import Claim
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from daemon.ids import SubscriptionId
-    from daemon.store.connection import Connection
+from daemon.store.claims import Claimed, Room
+from daemon.store.connection import Connection
 
 PER_SHARD: Final = 100
 """Outbox rows taken from one shard at a time, so that one customer's flood fills its shard's share, not the batch."""
 MAX_DELIVERIES: Final = 1000
 MAX_BYTES: Final = 8 * 1024 * 1024
 """Bounds of one batch: deliveries made, and bytes of event data that have to be loaded for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class FannedOut:
-    """What one batch came to: claims to send, subscriptions for which deliveries were held, outbox rows taken."""
-
-    claims: list[Claim]
-    held: list[SubscriptionId]
-    events: int
 
 
 # Locks: the outbox rows taken (SKIP LOCKED: during a handover two owners overlap for a moment and take different
@@ -70,56 +56,27 @@ _FAN_OUT: Final = """
         FROM duties
         ORDER BY outbox_id
         ON CONFLICT (event_id, subscription_id) DO NOTHING
-        RETURNING id, event_id, event_day, event_type, subscription_id, shard, claimed
+        RETURNING id, event_id, event_day, event_type, subscription_id, shard, attempt, steps, claimed
     ), rostered AS (
         INSERT INTO dealix.roster AS r (subscription_id, shard)
         SELECT DISTINCT subscription_id, shard FROM duties WHERE NOT claim ORDER BY subscription_id
         ON CONFLICT (subscription_id) DO UPDATE SET generation = r.generation + 1
         RETURNING subscription_id
     )
-    SELECT m.id, m.event_id, m.event_day, m.event_type, m.subscription_id, m.shard, d.version
+    SELECT m.id, m.event_id, m.event_day, m.event_type, m.subscription_id, m.shard, m.attempt, m.steps, d.version
     FROM made m JOIN duties d USING (event_id, subscription_id) WHERE m.claimed
     UNION ALL
-    SELECT NULL, NULL, NULL, NULL, subscription_id, NULL, NULL FROM rostered
+    SELECT NULL, NULL, NULL, NULL, subscription_id, NULL, NULL, NULL, NULL FROM rostered
     UNION ALL
-    SELECT NULL, NULL, NULL, NULL, NULL, NULL, count(*) FROM taken
+    SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, count(*) FROM taken
 """
 
 
-async def fan_out(
-    conn: Connection,
-    shards: Iterable[int],
-    *,
-    rooms: Mapping[SubscriptionId, int],
-    default_room: int,
-    lease_s: float,
-) -> FannedOut:
-    """Take a batch from the outbox of `shards`; the oldest first, the shards in turns.
+async def fan_out(conn: Connection, shards: Iterable[int], room: Room) -> Claimed:
+    """Take a batch from the outbox of `shards`; the oldest first, the shards in turns. `seen` counts events.
 
-    `rooms` says how many claims each known subscription has room for, `default_room` how many an unknown one has.
     What finds no room, or a disabled subscription or open breaker, is held; what finds no subscription is dropped.
     """
-    cursor = await conn.execute(
-        _FAN_OUT,
-        {
-            "shards": sorted(shards),
-            "per_shard": PER_SHARD,
-            "max_bytes": MAX_BYTES,
-            "max_deliveries": MAX_DELIVERIES,
-            "ids": list(rooms),
-            "rooms": list(rooms.values()),
-            "default_room": default_room,
-            "lease_s": lease_s,
-        },
-    )
-    claims: list[Claim] = []
-    held: list[SubscriptionId] = []
-    events = 0
-    for delivery_id, event_id, event_day, event_type, subscription_id, shard, version in await cursor.fetchall():
-        if delivery_id is not None:
-            claims.append(Claim(delivery_id, event_id, event_day, event_type, subscription_id, shard, 1, 0, version))
-        elif subscription_id is not None:
-            held.append(subscription_id)
-        else:
-            events = version
-    return FannedOut(claims, held, events)
+    bounds = {"per_shard": PER_SHARD, "max_bytes": MAX_BYTES, "max_deliveries": MAX_DELIVERIES}
+    cursor = await conn.execute(_FAN_OUT, {"shards": sorted(shards)} | bounds | room.parameters())
+    return Claimed.of(await cursor.fetchall())

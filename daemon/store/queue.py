@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Sequence
+from datetime import date
+from typing import Final
 
 from psycopg import errors, sql
 
+from daemon.ids import CustomerId, DeliveryId, EventId, SubscriptionId
 from daemon.model import Claim, Event, SubscriptionConfig
 from daemon.policy.retry import MAX_ATTEMPTS
 from daemon.policy.signing import envelope
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from datetime import date
-
-    from daemon.ids import CustomerId, DeliveryId, EventId, SubscriptionId
-    from daemon.store.connection import Connection
+from daemon.store.claims import Claimed, Room
+from daemon.store.connection import Connection
 
 PER_SHARD: Final = 50
 """Due deliveries claimed from one shard at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ripe:
-    """What a look at the due index came to: claims to send, and subscriptions whose deliveries were held instead.
-
-    `seen` rows were looked at; where they are as many as were asked for, look again at once.
-    """
-
-    claims: list[Claim]
-    held: list[SubscriptionId]
-    seen: int
 
 
 # Rows come here when a retry is due, a lease has ended, or somebody pulled a delivery forward.
@@ -90,38 +75,11 @@ _CLAIM_DUE: Final = """
 """
 
 
-async def claim_due(
-    conn: Connection,
-    shards: Iterable[int],
-    *,
-    rooms: Mapping[SubscriptionId, int],
-    default_room: int,
-    lease_s: float,
-) -> Ripe:
-    """Claim what is due in `shards`; hold what cannot go now. `rooms` and `default_room` as for `outbox.fan_out`."""
-    cursor = await conn.execute(
-        _CLAIM_DUE,
-        {
-            "shards": sorted(shards),
-            "per_shard": PER_SHARD,
-            "max_attempts": MAX_ATTEMPTS,
-            "ids": list(rooms),
-            "rooms": list(rooms.values()),
-            "default_room": default_room,
-            "lease_s": lease_s,
-        },
-    )
-    claims: list[Claim] = []
-    held: list[SubscriptionId] = []
-    seen = 0
-    for row in await cursor.fetchall():
-        if row[0] is not None:
-            claims.append(Claim(*row))
-        elif row[4] is not None:
-            held.append(row[4])
-        else:
-            seen = row[8]
-    return Ripe(claims, held, seen)
+async def claim_due(conn: Connection, shards: Iterable[int], room: Room) -> Claimed:
+    """Claim what is due in `shards`, up to `PER_SHARD` of each; hold what cannot go now. `seen` counts what was due."""
+    bounds = {"per_shard": PER_SHARD, "max_attempts": MAX_ATTEMPTS}
+    cursor = await conn.execute(_CLAIM_DUE, {"shards": sorted(shards)} | bounds | room.parameters())
+    return Claimed.of(await cursor.fetchall())
 
 
 # Locks the rows claimed. Index: deliveries_held, the subscription's oldest. Called by the owner's actor alone.

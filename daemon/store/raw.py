@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import Final
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from daemon.store.connection import Connection
+from daemon.store.connection import Connection
 
 _EMIT_RAW: Final = """
     SELECT ordinal, reason

@@ -6,23 +6,20 @@ One statement, so one transaction and one round trip. The batch travels as JSON,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from datetime import datetime
+from typing import Final
 
 import msgspec
 import psycopg
 
 from daemon.errors import BatchRefused
+from daemon.ids import CustomerId, SubscriptionId
+from daemon.model import AttemptRecord
 from daemon.policy.latency import BUCKETS, bucket
+from daemon.store.connection import Connection
 from daemon.store.outage import first_line, outage
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
-
-    from daemon.ids import CustomerId, SubscriptionId
-    from daemon.model import AttemptRecord
-    from daemon.store.connection import Connection
 
 
 class _Health(msgspec.Struct, gc=False):

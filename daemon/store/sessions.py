@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import psycopg
 import trio
 
-from daemon.store.connection import connect
+from daemon.store.connection import Connection, connect
 from daemon.store.outage import outage
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from daemon.store.connection import Connection
 
 HOT: Final = {"enable_seqscan": "off", "jit": "off", "random_page_cost": "1.1"}
 """For the delivery path: its tables swing between empty and millions of rows, so that the planner's statistics are

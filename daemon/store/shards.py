@@ -7,14 +7,12 @@ the daemon loses them within milliseconds; frozen, when the server ends the idle
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from daemon.ids import DeliveryId, SubscriptionId
-    from daemon.store.connection import Connection
+from daemon.ids import DeliveryId, SubscriptionId
+from daemon.store.connection import Connection
 
 SHARDS: Final = 64
 OWN_CLASS: Final = 1145372673

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from datetime import date
+from typing import Final
 
-if TYPE_CHECKING:
-    from datetime import date
-
-    from daemon.ids import CustomerId
-    from daemon.store.connection import Connection
+from daemon.ids import CustomerId
+from daemon.store.connection import Connection
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from daemon.ids import SubscriptionId
+from daemon.model import Event
+from daemon.store.connection import Connection
 from daemon.store.shards import CONFIG
-
-if TYPE_CHECKING:
-    from daemon.ids import SubscriptionId
-    from daemon.model import Event
-    from daemon.store.connection import Connection
 
 _INSERT: Final = """
     INSERT INTO dealix.events (id, customer_id, type, data, created_at, matched)

@@ -14,8 +14,9 @@ import pytest
 import trio
 from psycopg import sql
 
-from daemon.actors import fanout, ownership, recorder, roster, schedule
+from daemon.actors import claiming, ownership, recorder, roster
 from daemon.store import outbox
+from daemon.store.claims import Room
 from daemon.store.connection import connect
 from daemon.store.shards import OWN_CLASS, SHARDS, shard_of
 from tests.support.answers import hang, status
@@ -175,7 +176,7 @@ async def test_what_was_in_flight_while_the_database_was_away_is_recorded_and_no
     migrated_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its leases end meanwhile, too."""
-    for module in (fanout, schedule, roster, ownership):
+    for module in (claiming, roster, ownership):
         monkeypatch.setattr(module, "LEASE_S", 1.0)
     with trio.fail_after(30):
         async with open_receiver() as receiver, running_engine(migrated_database) as running:
@@ -216,7 +217,7 @@ async def leave_claims(running_url: str, *, attempt: int = 1, emit: int = 1) -> 
     async with await connect(running_url, timeout_s=5, application_name="dead") as conn:
         for _ in range(emit):
             await conn.execute("SELECT dealix.emit('acme', 'deal.won', '{}')")
-        batch = await outbox.fan_out(conn, range(SHARDS), rooms={}, default_room=32, lease_s=60.0)
+        batch = await outbox.fan_out(conn, range(SHARDS), Room({}, 32, 60.0))
         assert len(batch.claims) == emit
         await conn.execute("UPDATE dealix.deliveries SET attempt = %s", (attempt,))
 
