@@ -93,7 +93,10 @@ def _network(value: object) -> IPv4Network | IPv6Network:
 
 
 def _absolute(path: Path) -> Path:
-    return path.expanduser().absolute()
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(f"there is no home directory for {path.parts[0]}") from None
 
 
 Listed = BeforeValidator(_listed)

@@ -253,6 +253,11 @@ def test_the_data_directory_is_systemds_then_the_users() -> None:
     assert load(None, {"DEALIX_DATA_DIR": "here"}).data_dir == Path("here").absolute()
 
 
+def test_a_data_directory_of_somebody_who_is_not_there_is_a_fault() -> None:
+    with pytest.raises(ConfigError, match=r"DEALIX_DATA_DIR.*no home directory for ~nobody-of-that-name"):
+        _ = load(None, {"DEALIX_DATA_DIR": "~nobody-of-that-name/data"})
+
+
 def test_variables_of_others_are_left_alone() -> None:
     assert load(None, {"PGPASSWORD": "x", "DEALIXX": "1", "HTTP_PROXY": "http://x:1"}) == load(None, {})
 
