@@ -106,10 +106,12 @@ class Receiver:
                     if not await answer.play(stream):
                         break
         finally:
-            self.open -= 1
-            self._ring()
-            with trio.move_on_after(1, shield=True):
-                await trio.aclose_forcefully(stream)
+            try:
+                with trio.move_on_after(1, shield=True):
+                    await trio.aclose_forcefully(stream)
+            finally:
+                self.open -= 1
+                self._ring()
 
     async def _handshaken(self, stream: trio.SSLStream[trio.SocketStream]) -> bool:
         try:
