@@ -74,7 +74,9 @@ def decode(data: bytes, model: type[_T]) -> _T:
     except UnicodeDecodeError as e:
         raise Problem(400, "malformed_json", "The body is not UTF-8.") from e
     # Before the decoder, which calls it truncated input: it is JSON by its grammar (RFC 8259, section 8.2).
-    if _ESCAPED_SURROGATE.search(text) and _ESCAPED_SURROGATE.search(_SURROGATE_PAIR.sub("", text.replace("\\\\", ""))):
+    if _ESCAPED_SURROGATE.search(text) and _ESCAPED_SURROGATE.search(
+        _SURROGATE_PAIR.sub("", text.replace("\\\\", " "))
+    ):
         raise invalid("", "the body contains a lone surrogate escape, which is not a character")
     try:
         # As a whole first: the typed decoder stops at the first wrong value and would not see that the rest is no JSON.

@@ -128,6 +128,7 @@ JUDGED_TWICE: Final = [
             {"a":.5}   {"a":+1}   {"a":"\x41"}   {"a":"\u0000"}   {"a":"\\u0000"}   {"a":"\\\u0000"}   {"\u0000":1}
             {"a":"\ud800"}   {"a":"\udc00"}   {"a":"\ud83d\ude00"}   {"a":"\ude00\ud83d"}   {"a":"\\ud800"}
             {"a":"\\\ud800"}   {"a":"\ud800\u0041"}   {"a":"\uD83D\uDE00"}   {"a":"\u12"}   {"a":"\ud83d\\ude00"}
+            {"a":"\ud83d\\\ude00"}
         """.replace("   ", "\n").splitlines()
         if line.strip()
     ),
