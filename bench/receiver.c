@@ -1,6 +1,10 @@
 /* The bench's receiver: answers every POST with 200 and two bytes, so cheaply that it never is what is measured.
  *
- *   receiver [ADDRESSES [PORT]]      ADDRESSES: 127.0.0.1, 127.0.0.2, … (100), so many endpoint hosts; PORT: 0, a free one
+ *   receiver [ADDRESSES [PORT [LOG]]]
+ *
+ * ADDRESSES: 127.0.0.1, 127.0.0.2, … (100), so many endpoint hosts; PORT: 0, a free one; LOG: a file that gets a line for
+ * each POST, "nanoseconds webhook-id address path", flushed when a summary is printed. What is posted to a path that
+ * begins with /hang gets no answer, with /fail a 500; both are logged, and count as requests.
  *
  * One thread, epoll, HTTP/1.1 with keep-alive and pipelining, bodies by Content-Length only. The first line on standard
  * output is {"port": …}; SIGUSR1 prints a summary line, SIGTERM and SIGINT print it and end, and so does the parent's
@@ -25,7 +29,9 @@
 #include <unistd.h>
 
 enum { HEAD_BYTES = 16384, READ_BYTES = 262144, EVENTS = 256, ADDRESSES_MAX = 1024 };
+enum { ID_BYTES = 130, PATH_BYTES = 64 };
 enum kind { LISTENER, SIGNALS, CONNECTION };
+enum manner { ANSWERS, FAILS, HANGS };
 
 struct source {
     enum kind kind;
@@ -39,20 +45,19 @@ struct connection {
     size_t head_bytes;
     unsigned long long body_left;
     bool in_body;
+    enum manner manner;
+    unsigned address;      /* 1 for 127.0.0.1 */
+    char id[ID_BYTES], path[PATH_BYTES]; /* only where there is a log */
     char head[HEAD_BYTES];
 };
 
 static const char OK[] = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: text/plain\r\n\r\nok";
+static const char FAILED[] = "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n";
 static const char NOT_POST[] = "HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n";
 static unsigned long long requests, connections, broken;
 static double first_s, last_s;
 static int epoll;
-
-static double now_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
+static FILE *arrivals; /* NULL: no log */
 
 static void fail(const char *what) {
     perror(what);
@@ -67,6 +72,7 @@ static void summary(void) {
     printf("{\"requests\": %llu, \"connections\": %llu, \"broken\": %llu, \"first_s\": %.6f, \"last_s\": %.6f, "
            "\"cpu_s\": %.6f}\n",
            requests, connections, broken, first_s, last_s, cpu_s);
+    if (arrivals != NULL) fflush(arrivals); /* first: whoever reads the summary finds the lines */
     fflush(stdout);
 }
 
@@ -95,6 +101,8 @@ static unsigned short port_of(int fd) {
 
 static void take(int listener) {
     for (;;) {
+        struct sockaddr_in local = {0};
+        socklen_t size = sizeof local;
         int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC), yes = 1;
         if (fd < 0) {
             if (errno != EAGAIN && errno != ECONNABORTED && errno != EINTR) fail("accept4");
@@ -106,6 +114,8 @@ static void take(int listener) {
         c->source = (struct source){CONNECTION, fd};
         c->head_bytes = 0;
         c->in_body = false;
+        getsockname(fd, (struct sockaddr *)&local, &size);
+        c->address = ntohl(local.sin_addr.s_addr) - INADDR_LOOPBACK + 1;
         connections++;
         watch(&c->source);
     }
@@ -124,12 +134,25 @@ static const char *header(const struct connection *c, size_t head_bytes, const c
     return NULL;
 }
 
+/* A word, up to the blank or the line's end that ends it, into `into` of `size` bytes. */
+static void copy_word(char *into, size_t size, const char *from) {
+    size_t length = from != NULL ? strcspn(from, " \t\r\n") : 0;
+    if (length >= size) length = size - 1;
+    if (length > 0) memcpy(into, from, length);
+    into[length] = '\0';
+}
+
 static bool answer(struct connection *c) {
-    const char *text = c->post ? OK : NOT_POST;
-    size_t bytes = c->post ? sizeof OK - 1 : sizeof NOT_POST - 1;
+    const char *text = !c->post ? NOT_POST : c->manner == FAILS ? FAILED : OK;
+    size_t bytes = strlen(text);
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
     requests += c->post;
-    last_s = now_s();
+    last_s = (double)now.tv_sec + (double)now.tv_nsec / 1e9;
     if (requests == 1 && c->post) first_s = last_s;
+    if (arrivals != NULL && c->post)
+        fprintf(arrivals, "%lld%09ld %s %u %s\n", (long long)now.tv_sec, now.tv_nsec, c->id, c->address, c->path);
+    if (c->post && c->manner == HANGS) return true;
     /* A peer that does not read its answers is dropped: there is no queue here. */
     return send(c->source.fd, text, bytes, MSG_NOSIGNAL) == (ssize_t)bytes && !c->close_after;
 }
@@ -149,6 +172,12 @@ static ssize_t take_head(struct connection *c, const char *data, size_t bytes) {
     c->body_left = length != NULL ? strtoull(length, NULL, 10) : 0;
     c->close_after = wish != NULL && strncasecmp(wish, "close", 5) == 0;
     c->post = memcmp(c->head, "POST ", 5) == 0;
+    const char *path = c->head + 5;
+    c->manner = strncmp(path, "/hang", 5) == 0 ? HANGS : strncmp(path, "/fail", 5) == 0 ? FAILS : ANSWERS;
+    if (arrivals != NULL && c->post) {
+        copy_word(c->id, sizeof c->id, header(c, head_bytes, "webhook-id"));
+        copy_word(c->path, sizeof c->path, path);
+    }
     c->in_body = true;
     c->head_bytes = 0;
     return (ssize_t)(head_bytes - before);
@@ -196,6 +225,8 @@ int main(int argc, char **argv) {
     static struct epoll_event events[EVENTS];
     unsigned addresses = argc > 1 ? (unsigned)strtoul(argv[1], NULL, 10) : 100;
     unsigned short port = argc > 2 ? (unsigned short)strtoul(argv[2], NULL, 10) : 0;
+    if (argc > 3 && (arrivals = fopen(argv[3], "w")) == NULL) fail(argv[3]);
+    if (arrivals != NULL) setvbuf(arrivals, NULL, _IOFBF, 1 << 20);
     if (addresses < 1 || addresses > ADDRESSES_MAX) return fprintf(stderr, "ADDRESSES: 1–%d\n", ADDRESSES_MAX), 2;
 
     struct rlimit files;

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -86,3 +87,30 @@ def test_what_is_no_countable_post_is_not_counted(receiver: tuple[subprocess.Pop
         "last_s": pytest.approx(0, abs=1e9),
         "cpu_s": 0,
     }
+
+
+def test_what_arrives_is_noted_with_its_time_and_paths_choose_what_becomes_of_it(program: Path, tmp_path: Path) -> None:
+    log = tmp_path / "arrivals"
+    with subprocess.Popen([program, "2", "0", log], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        port = json.loads(running.stdout.readline())["port"]
+        before = time.monotonic_ns()
+        with socket.create_connection(("127.0.0.2", port), timeout=5) as sock:
+            sock.sendall(POST.replace(b"Host: x", b"webhook-id: evt_1"))
+            assert answered(sock, 1) == OK
+            sock.sendall(POST.replace(b"Host: x", b"webhook-id: evt_2").replace(b"/hook", b"/fail/7"))
+            assert sock.recv(100).startswith(b"HTTP/1.1 500 ")
+            sock.settimeout(0.2)
+            sock.sendall(POST.replace(b"Host: x", b"webhook-id: evt_3").replace(b"/hook", b"/hang/8"))
+            with pytest.raises(TimeoutError):
+                sock.recv(1)
+        after = time.monotonic_ns()
+        assert summary(running, signal.SIGUSR1)["requests"] == 3
+        lines = [line.split(" ") for line in log.read_text().splitlines()]
+        running.kill()
+    assert [line[1:] for line in lines] == [
+        ["evt_1", "2", "/hook"],
+        ["evt_2", "2", "/fail/7"],
+        ["evt_3", "2", "/hang/8"],
+    ]
+    assert before < int(lines[0][0]) < int(lines[1][0]) < int(lines[2][0]) < after
