@@ -26,6 +26,7 @@ from daemon.store import migrate, partitions, subscriptions
 from daemon.store.connection import connect
 
 RECEIVER: Final = Path(__file__).with_name("receiver")
+ARRIVALS: Final = "arrivals.log"
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 START_S: Final = 30.0
 
@@ -60,6 +61,11 @@ class Stage:
     def url(self) -> str:
         """The database."""
         return self.postgres.url
+
+    @property
+    def arrivals_log(self) -> Path:
+        """What the receiver writes: see receiver.c and bench/arrivals.py."""
+        return self.home / ARRIVALS
 
     @contextmanager
     def sql(self) -> Generator[psycopg.Connection]:
@@ -97,7 +103,7 @@ def stage(hosts: int) -> Generator[Stage]:
         home = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="dealix-bench-")))
         postgres = EmbeddedPostgres.start(home)
         ends.callback(postgres.stop)
-        receiver = subprocess.Popen([RECEIVER, str(hosts)], stdout=subprocess.PIPE)
+        receiver = subprocess.Popen([RECEIVER, str(hosts), "0", home / ARRIVALS], stdout=subprocess.PIPE)
         ends.callback(receiver.wait)
         ends.callback(receiver.terminate)
         assert receiver.stdout is not None
@@ -127,10 +133,10 @@ def subscribe(stage_: Stage, hosts: int, per_customer: int) -> None:
     trio.run(fill)
 
 
-def wait_until(condition: Callable[[], bool], within_s: float) -> None:
-    """Poll every 20 ms."""
+def wait_until(condition: Callable[[], bool], within_s: float, *, every_s: float = 0.02) -> None:
+    """Poll until it holds. Raises TimeoutError."""
     deadline = time.monotonic() + within_s
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"not reached within {within_s:g} s")
-        time.sleep(0.02)
+        time.sleep(every_s)
