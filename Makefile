@@ -1,8 +1,8 @@
-# Everything a person or CI does here. Needs Python >= 3.11 with venv, make, git; `make bench` also a C compiler.
+# Everything a person or CI does here. Needs Python >= 3.11 with venv, make, git; `make bench` also a C compiler
+# and, for the rows over TLS, libssl-dev.
 # ARGS goes to the program behind a target:  make test ARGS="tests/config -x"
 
 PYTHON ?= python3
-CC ?= cc
 ARGS ?=
 BIN := .venv/bin
 RUNTIME := .venv/.runtime
@@ -10,7 +10,7 @@ DEV := .venv/.dev
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench fuzz clean
+.PHONY: help run test check bench fuzz chaos clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -27,19 +27,19 @@ check: $(DEV) ## Lint, formatting, import floors, types
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
 
-bench: $(DEV) bench/receiver ## Measure deliveries per second and the CPU each one costs
+bench: $(DEV) ## Measure the short rows of the table of figures; one alone: make bench ARGS=drain
 	$(BIN)/python -m bench $(ARGS)
+
+chaos: $(DEV) ## Inject every fault, the long ones too
+	$(BIN)/pytest -m 'chaos or not chaos' --timeout=600 tests/chaos tests/e2e $(ARGS)
 
 fuzz: export FUZZ_S ?= 1800
 fuzz: $(DEV) ## Run the fuzz tests for long: FUZZ_S seconds each
 	$(BIN)/pytest -m fuzz --timeout=0 $(ARGS)
 
 clean: ## Remove what these targets made (the venv too, the demo's data not)
-	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache .hypothesis bench/receiver bench/out
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache .hypothesis bench/out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-
-bench/receiver: bench/receiver.c
-	$(CC) -std=c11 -O2 -Wall -Wextra -Werror -o $@ $<
 
 # One venv for all: `run` fills it with what the product needs, the other targets add the tools. The stamps are older
 # than a changed pyproject.toml or constraints.txt, so that only then pip is asked again.
