@@ -1,30 +1,57 @@
-"""`python -m bench [NAME]`: the benchmarks by name, all of them without one."""
+"""`python -m bench [ROW]`: the rows of the table of figures, one by name or all that are short.
+
+A row is a command in a module of this folder; its name stands in SHORT or LONG below, and nowhere else.
+"""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
 
 import click
 
 from bench import drain
+from bench.figures import OUT, report
+
+SHORT: Final[tuple[click.Command, ...]] = (drain.drain, drain.drain_5, drain.drain_tls)
+"""Minutes each: what `make bench` runs."""
+LONG: Final[tuple[click.Command, ...]] = ()
+"""Those that fill tables with millions of rows, or run for long: by name only."""
 
 
 @click.group(invoke_without_command=True)
+@click.option("--out", type=click.Path(path_type=Path), default=OUT, show_default=True, help="Where the JSON files go.")
 @click.pass_context
-def main(context: click.Context) -> None:
+def main(context: click.Context, out: Path) -> None:
     """Measure real processes on this machine: a durable Postgres, a daemon, a receiver.
 
-    Each figure comes with the CPU that daemon, Postgres and receiver spent by the operating system's accounting.
+    Without a ROW all short ones. Each prints its runs and figures and leaves a JSON file; a row whose deliveries are
+    not all there, once, fails and leaves none. `report` makes the README's table of what was left.
     """
     if context.invoked_subcommand is None:
-        context.invoke(drain_command)
+        _run_all(out)
 
 
-@main.command("drain")
-@click.option("--events", default=10_000, show_default=True)
-@click.option("--subscriptions", default=1, show_default=True, help="Subscriptions of each customer.")
-@click.option("--runs", default=5, show_default=True)
-def drain_command(events: int, subscriptions: int, runs: int) -> None:
-    """Events that wait in Postgres at the start, until the last delivery is recorded."""
-    drain.run(events, subscriptions, runs)
+def _run_all(out: Path) -> None:
+    """Each row in a process of its own, so that none inherits another's memory or leaves it anything."""
+    command = [sys.executable, "-m", "bench", "--out", out]
+    names = [str(row.name) for row in SHORT]
+    failed = [name for name in names if subprocess.run([*command, name], check=False).returncode]
+    if failed:
+        raise click.ClickException(f"failed: {', '.join(failed)}")
 
 
-main()
+@main.command("report")
+def report_command() -> None:
+    """Print the table of figures, in Markdown, of the JSON files that the rows left."""
+    out: Path = click.get_current_context().find_root().params["out"]
+    click.echo(report(out, [str(row.name) for row in (*SHORT, *LONG)]))
+
+
+for row in (*SHORT, *LONG):
+    main.add_command(row)
+
+if __name__ == "__main__":
+    main(prog_name="python -m bench")

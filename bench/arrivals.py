@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from bench.figures import Untrue
 from bench.parts import Stage, wait_until
 
 POLL_S: Final = 0.1
@@ -30,10 +31,6 @@ class Arrival(NamedTuple):
     def duty(self) -> Duty:
         """Which event at which endpoint."""
         return self.event_id, self.path
-
-
-class NotExactlyOnce(Exception):
-    """Something did not arrive, arrived twice, or should not have arrived: there is no figure then."""
 
 
 class Arrivals:
@@ -73,11 +70,11 @@ class Arrivals:
 
 
 def check_once(arrived: Sequence[Arrival], expected: Collection[Duty]) -> None:
-    """Raises NotExactlyOnce unless each of `expected` arrived, once, and nothing else."""
+    """Raises Untrue unless each of `expected` arrived, once, and nothing else."""
     duties = {arrival.duty for arrival in arrived}
     wanted = set(expected)
     missing, strange, twice = len(wanted - duties), len(duties - wanted), len(arrived) - len(duties)
     if missing or strange or twice:
-        raise NotExactlyOnce(
+        raise Untrue(
             f"of {len(wanted)} deliveries {missing} did not arrive, {twice} arrived twice, {strange} were not expected"
         )

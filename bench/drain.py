@@ -1,75 +1,132 @@
-"""Drain: events that wait in Postgres when the daemon starts, until the last one is delivered and recorded."""
+"""Drain: what one commit of many events costs and takes, until the last delivery is recorded."""
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Final
 
+import click
+import msgspec
 import psycopg
 
-from bench.parts import Stage, cpu_s, stage, subscribe, wait_until
+from bench import bare
+from bench.arrivals import SETTLE_S, Arrivals, check_once
+from bench.cpu import Costs, Meter
+from bench.figures import Figure, Untrue, medians, publish
+from bench.parts import Stage, stage, wait_until
+from bench.seeding import customer_ids, duties, emit_at_once, left, migrated, register
+from bench.serving import Serving, serving
 
 HOSTS: Final = 100
-EMIT: Final = """
-    SELECT count(*) FROM generate_series(1, %s) AS i
-    CROSS JOIN LATERAL dealix.emit('c' || (i %% %s), 'deal.won', %s::text)
-"""
-LIMIT_S: Final = 60.0
+CUSTOMERS: Final = customer_ids("c", HOSTS)
+LEAST_PER_S: Final = 200
+"""A drain that is slower has got stuck."""
+BARE_POSTS: Final = 20_000
+"""A second's worth: more would show nothing else."""
+SUCCESSES: Final = "SELECT coalesce(sum(success), 0) FROM dealix.daily_stats"
 
 
-@dataclass(frozen=True)
-class Drained:
-    """One run: deliveries a second from the first request to the last record, CPU in µs for each delivery."""
+class Drained(msgspec.Struct, frozen=True):
+    """One run: from the commit of all events to the last record.
 
-    deliveries: int
+    CPU in µs for each delivery, of the bare loop for each POST; `ratio` is of daemon and Postgres to the bare loop.
+    """
+
     per_second: float
+    cpu_us: float
     daemon_us: float
     postgres_us: float
     receiver_us: float
+    bare_us: float
+    bare_per_second: float
+    ratio: float
 
 
-def run(events: int, subscriptions: int, runs: int) -> None:
-    """Warm up once, measure `runs` times on one database, print every run and the medians."""
-    with stage(HOSTS) as on:
-        subscribe(on, HOSTS, subscriptions)
-        once(on, max(events // 10, 1000), subscriptions)
-        results = [once(on, events, subscriptions) for _ in range(runs)]
-    medians = {name: round(median(asdict(r)[name] for r in results), 1) for name in asdict(results[0])}
-    print(
-        f"drain: {events} events × {subscriptions} subscriptions over {HOSTS} endpoints, 1 KB, plain HTTP, {runs} runs"
-    )
-    print(f"  {'deliveries/s':>14} {'daemon µs':>10} {'Postgres µs':>12} {'receiver µs':>12}")
-    for r in results:
-        print(f"  {r.per_second:14.0f} {r.daemon_us:10.0f} {r.postgres_us:12.0f} {r.receiver_us:12.0f}")
-    print(
-        f"  {medians['per_second']:14.0f} {medians['daemon_us']:10.0f} {medians['postgres_us']:12.0f}"
-        f" {medians['receiver_us']:12.0f}   median"
-    )
-    print(json.dumps({"bench": "drain", "events": events, "subscriptions": subscriptions, "median": medians}))
+@click.command()
+@click.option("--events", default=20_000, show_default=True)
+@click.option("--runs", default=5, show_default=True)
+def drain(events: int, runs: int) -> None:
+    """Drain events with one subscription each, over plain HTTP."""
+    row(events, 1, runs, targets=((4000, 6000), (250, 160), (5.5, 3.5)))
 
 
-def once(on: Stage, events: int, subscriptions: int) -> Drained:
-    """Emit, start a daemon, wait until the queue is empty, stop it."""
-    deliveries = events * subscriptions
+@click.command("drain-5")
+@click.option("--events", default=20_000, show_default=True)
+@click.option("--runs", default=5, show_default=True)
+def drain_5(events: int, runs: int) -> None:
+    """Drain events with five subscriptions each, over plain HTTP."""
+    row(events, 5, runs, targets=((4500, 6500), (250, 160), (5.5, 3.5)))
+
+
+@click.command("drain-tls")
+@click.option("--events", default=20_000, show_default=True)
+@click.option("--runs", default=5, show_default=True)
+def drain_tls(events: int, runs: int) -> None:
+    """Drain events with one subscription each, over TLS on connections that are kept."""
+    row(events, 1, runs, tls=True, targets=((2500, 4000),))
+
+
+def row(events: int, each: int, runs: int, *, tls: bool = False, targets: tuple[tuple[float, float], ...]) -> None:
+    """Warm up, measure, publish. `targets`: target and stretch of rate, CPU and ratio, as far as there are any."""
+    with stage(HOSTS, tls=tls) as on:
+        migrated(on)
+        register(on, CUSTOMERS, hosts=HOSTS, each=each)
+        with serving(on) as daemon:
+            arrivals = Arrivals(on)
+            once(on, daemon, arrivals, max(events // 5, 100))
+            measured = [once(on, daemon, arrivals, events) for _ in range(runs)]
+    results = [drained for drained, _ in measured]
+    m = medians(results)
+    what = f"{events:,} events × {each} subscription{'s' if each > 1 else ''}, {'TLS' if tls else 'plain HTTP'}"
+    bounds = [*targets, (None, None), (None, None)]
+    figures = [
+        Figure(f"drain, {what}", m.per_second, "deliveries/s", *bounds[0], floor=m.bare_per_second),
+        Figure("CPU a delivery, daemon + Postgres", m.cpu_us, "µs", *bounds[1], at_most=True, floor=m.bare_us),
+        Figure("ratio to the bare sender's loop, CPU", m.ratio, "", *bounds[2], at_most=True),
+    ]
+    title = f"{what}, over {HOSTS} endpoints, 1 KB, {runs} runs"
+    publish(title, results, figures, others=max(others for _, others in measured))
+
+
+def once(on: Stage, daemon: Serving, arrivals: Arrivals, events: int) -> tuple[Drained, float]:
+    """One run, and the share of the machine that others took meanwhile. Raises Untrue."""
     with on.sql() as db:
-        db.execute(EMIT, (events, HOSTS, json.dumps({"text": "x" * 1000})))
-        db.execute("CHECKPOINT")
-        before = _recorded(db)
-        with on.daemon() as daemon:
-            wait_until(lambda: _recorded(db) > before, LIMIT_S)
-            first, began = _recorded(db), time.monotonic()
-            costs = [cpu_s(pid) for pid in (daemon.pid, on.postgres.pid, on.receiver.pid)]
-            wait_until(lambda: _recorded(db) >= before + deliveries, LIMIT_S)
-            took_s = time.monotonic() - began
-            ends = [cpu_s(pid) for pid in (daemon.pid, on.postgres.pid, on.receiver.pid)]
-    counted = before + deliveries - first
-    daemon_us, postgres_us, receiver_us = ((e - c) / counted * 1e6 for c, e in zip(costs, ends, strict=True))
-    return Drained(deliveries, counted / took_s, daemon_us, postgres_us, receiver_us)
+        costs, deliveries = _drain(on, db, daemon, arrivals, events)
+        urls = [url for (url,) in db.execute("SELECT endpoint_url FROM dealix.subscriptions ORDER BY id")]
+    floor = bare.measure(on, urls, min(deliveries, BARE_POSTS))
+    arrivals.take()
+    each_us = {name: cpu_s / deliveries * 1e6 for name, cpu_s in costs.cpu_s.items()}
+    cpu_us = each_us["daemon"] + each_us["postgres"]
+    drained = Drained(
+        per_second=deliveries / costs.wall_s,
+        cpu_us=cpu_us,
+        daemon_us=each_us["daemon"],
+        postgres_us=each_us["postgres"],
+        receiver_us=each_us["receiver"],
+        bare_us=floor.cpu_us,
+        bare_per_second=floor.per_second,
+        ratio=cpu_us / floor.cpu_us,
+    )
+    return drained, costs.others
 
 
-def _recorded(db: psycopg.Connection) -> int:
-    row = db.execute("SELECT coalesce(sum(success), 0) FROM dealix.daily_stats").fetchone()
-    return int(row[0]) if row else 0
+def _drain(on: Stage, db: psycopg.Connection, daemon: Serving, arrivals: Arrivals, events: int) -> tuple[Costs, int]:
+    """Commit the events, wait for the last record, and check that each delivery arrived and is recorded, once."""
+    before = _successes(db)
+    db.execute("CHECKPOINT")
+    with db.transaction():
+        since = emit_at_once(db, events, CUSTOMERS)
+        wanted = duties(db, since)
+        meter = Meter(daemon=daemon.pid, postgres=on.postgres.pid, receiver=on.receiver.pid)
+    wait_until(lambda: _successes(db) >= before + len(wanted), 30 + len(wanted) / LEAST_PER_S)
+    costs = meter.costs()
+    time.sleep(SETTLE_S)
+    check_once(arrivals.take(), wanted)
+    recorded = _successes(db) - before
+    if recorded != len(wanted) or left(db):
+        raise Untrue(f"{recorded} deliveries recorded as delivered instead of {len(wanted)}, {left(db)} left over")
+    return costs, len(wanted)
+
+
+def _successes(db: psycopg.Connection) -> int:
+    return int(db.execute(SUCCESSES).fetchall()[0][0])

@@ -1,4 +1,4 @@
-"""The processes of a benchmark, and what each of them cost by the operating system's own accounting."""
+"""The processes of a benchmark: a durable Postgres, a receiver, daemons."""
 
 from __future__ import annotations
 
@@ -17,45 +17,37 @@ from pathlib import Path
 from typing import Final
 
 import psycopg
-import trio
 
+from bench import receiver as receivers
 from daemon.embedded_postgres import EmbeddedPostgres
-from daemon.ids import CustomerId
-from daemon.sealing import KeyRing
-from daemon.store import migrate, partitions, subscriptions
-from daemon.store.connection import connect
 
-RECEIVER: Final = Path(__file__).with_name("receiver")
 ARRIVALS: Final = "arrivals.log"
-TICKS: Final = os.sysconf("SC_CLK_TCK")
 START_S: Final = 30.0
-
-
-def cpu_s(pid: int) -> float:
-    """User and system time of a process, its children alive and its children that ended, in seconds."""
-    total = _ticks(pid, ended=True)
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
-        total += _ticks(int(child), ended=False)
-    return total / TICKS
-
-
-def _ticks(pid: int, *, ended: bool) -> int:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rsplit(")", 1)[1].split()
-    except FileNotFoundError:
-        return 0
-    return sum(map(int, fields[11:15] if ended else fields[11:13]))
 
 
 @dataclass
 class Stage:
-    """What a benchmark has at hand: a migrated durable Postgres, a receiver, and where daemons find the key."""
+    """What a benchmark has at hand: a durable Postgres, a receiver, and where daemons find the key.
+
+    `authority` is the file of the authority that signed the receiver's certificate, where it speaks TLS.
+    """
 
     home: Path
     postgres: EmbeddedPostgres
     receiver: subprocess.Popen[bytes]
     port: int
     sealing_key: str
+    authority: Path | None = None
+
+    @property
+    def scheme(self) -> str:
+        """Of every endpoint here."""
+        return "http" if self.authority is None else "https"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment in which a process trusts the receiver."""
+        return os.environ | ({} if self.authority is None else {"SSL_CERT_FILE": str(self.authority)})
 
     @property
     def url(self) -> str:
@@ -76,7 +68,7 @@ class Stage:
     @contextmanager
     def daemon(self, **settings: str) -> Generator[subprocess.Popen[bytes]]:
         """A `dealix serve` of its own; `settings` are environment variables beyond the usual ones."""
-        environ = os.environ | {
+        environ = self.environ | {
             "DEALIX_DATABASE__URL": self.url,
             "DEALIX_DATA_DIR": str(self.home),
             "DEALIX_SEALING_KEY": self.sealing_key,
@@ -97,40 +89,20 @@ class Stage:
 
 
 @contextmanager
-def stage(hosts: int) -> Generator[Stage]:
+def stage(hosts: int, *, tls: bool = False) -> Generator[Stage]:
     """Set up on a temporary directory; `hosts` is how many addresses 127.0.0.1, 127.0.0.2, … the receiver has."""
     with ExitStack() as ends:
         home = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="dealix-bench-")))
         postgres = EmbeddedPostgres.start(home)
         ends.callback(postgres.stop)
-        receiver = subprocess.Popen([RECEIVER, str(hosts), "0", home / ARRIVALS], stdout=subprocess.PIPE)
+        authority, certificate = receivers.certify(home, hosts) if tls else (None, None)
+        words = [str(hosts), "0", home / ARRIVALS, *([certificate] if certificate else [])]
+        receiver = subprocess.Popen([receivers.built(tls=tls), *words], stdout=subprocess.PIPE)
         ends.callback(receiver.wait)
         ends.callback(receiver.terminate)
         assert receiver.stdout is not None
         port = json.loads(receiver.stdout.readline())["port"]
-        yield Stage(home, postgres, receiver, port, base64.b64encode(os.urandom(32)).decode())
-
-
-def subscribe(stage_: Stage, hosts: int, per_customer: int) -> None:
-    """`hosts` customers `c0`, `c1`, …, each with `per_customer` subscriptions to a host of its own."""
-    ring = KeyRing(base64.b64decode(stage_.sealing_key))
-
-    async def fill() -> None:
-        async with await connect(stage_.url, timeout_s=START_S, application_name="bench") as conn:
-            await migrate.migrate(conn)
-            await partitions.make_ahead(conn, days=2)
-            for host in range(hosts):
-                for path in range(per_customer):
-                    await subscriptions.create(
-                        conn,
-                        ring=ring,
-                        customer_id=CustomerId(f"c{host}"),
-                        endpoint_url=f"http://127.0.0.{host + 1}:{stage_.port}/{path}",
-                        events=[],
-                        description=None,
-                    )
-
-    trio.run(fill)
+        yield Stage(home, postgres, receiver, port, base64.b64encode(os.urandom(32)).decode(), authority)
 
 
 def wait_until(condition: Callable[[], bool], within_s: float, *, every_s: float = 0.02) -> None:

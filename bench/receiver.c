@@ -1,10 +1,11 @@
 /* The bench's receiver: answers every POST with 200 and two bytes, so cheaply that it never is what is measured.
  *
- *   receiver [ADDRESSES [PORT [LOG]]]
+ *   receiver [ADDRESSES [PORT [LOG [CERTIFICATE]]]]
  *
  * ADDRESSES: 127.0.0.1, 127.0.0.2, … (100), so many endpoint hosts; PORT: 0, a free one; LOG: a file that gets a line for
  * each POST, "nanoseconds webhook-id address path", flushed when a summary is printed. What is posted to a path that
- * begins with /hang gets no answer, with /fail a 500; both are logged, and count as requests.
+ * begins with /hang gets no answer, with /fail a 500; both are logged, and count as requests. CERTIFICATE: a PEM file with
+ * chain and key; then it speaks TLS and nothing else. Only where compiled with -DTLS, which takes OpenSSL.
  *
  * One thread, epoll, HTTP/1.1 with keep-alive and pipelining, bodies by Content-Length only. The first line on standard
  * output is {"port": …}; SIGUSR1 prints a summary line, SIGTERM and SIGINT print it and end, and so does the parent's
@@ -27,6 +28,10 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef TLS
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#endif
 
 enum { HEAD_BYTES = 16384, READ_BYTES = 262144, EVENTS = 256, ADDRESSES_MAX = 1024 };
 enum { ID_BYTES = 130, PATH_BYTES = 64 };
@@ -40,6 +45,9 @@ struct source {
 
 struct connection {
     struct source source; /* first: epoll's pointer is to it */
+#ifdef TLS
+    SSL *tls; /* NULL: plain */
+#endif
     bool close_after;
     bool post;
     size_t head_bytes;
@@ -63,6 +71,79 @@ static void fail(const char *what) {
     perror(what);
     exit(1);
 }
+
+#ifdef TLS
+static SSL_CTX *tls; /* NULL: plain */
+
+static void speak_tls(const char *certificate) {
+    tls = SSL_CTX_new(TLS_server_method());
+    if (tls == NULL || SSL_CTX_use_certificate_chain_file(tls, certificate) != 1 ||
+        SSL_CTX_use_PrivateKey_file(tls, certificate, SSL_FILETYPE_PEM) != 1) {
+        ERR_print_errors_fp(stderr);
+        exit(1);
+    }
+    SSL_CTX_set_read_ahead(tls, 1); /* one system call a record, not two */
+    SSL_CTX_set_num_tickets(tls, 0);
+    signal(SIGPIPE, SIG_IGN); /* what MSG_NOSIGNAL is for the plain ones */
+}
+
+static bool open_tls(struct connection *c) {
+    c->tls = tls != NULL ? SSL_new(tls) : NULL;
+    if (c->tls == NULL) return tls == NULL;
+    SSL_set_accept_state(c->tls); /* the first reads are the handshake */
+    return SSL_set_fd(c->tls, c->source.fd) == 1;
+}
+
+static ssize_t take_bytes(struct connection *c, void *data, size_t size) {
+    if (c->tls == NULL) return recv(c->source.fd, data, size, 0);
+    ERR_clear_error();
+    int bytes = SSL_read(c->tls, data, (int)size), error = bytes > 0 ? 0 : SSL_get_error(c->tls, bytes);
+    if (bytes > 0) return bytes;
+    errno = EAGAIN;
+    return error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE ? -1 : 0;
+}
+
+static bool give_bytes(struct connection *c, const char *data, size_t size) {
+    if (c->tls == NULL) return send(c->source.fd, data, size, MSG_NOSIGNAL) == (ssize_t)size;
+    ERR_clear_error();
+    return SSL_write(c->tls, data, (int)size) == (int)size;
+}
+
+static bool has_more(const struct connection *c) {
+    return c->tls != NULL && SSL_has_pending(c->tls); /* epoll does not know what OpenSSL has read ahead */
+}
+
+static void close_tls(struct connection *c) {
+    SSL_free(c->tls);
+}
+#else
+static void speak_tls(const char *certificate) {
+    fprintf(stderr, "%s: not compiled with -DTLS\n", certificate);
+    exit(2);
+}
+
+static bool open_tls(struct connection *c) {
+    (void)c;
+    return true;
+}
+
+static ssize_t take_bytes(struct connection *c, void *data, size_t size) {
+    return recv(c->source.fd, data, size, 0);
+}
+
+static bool give_bytes(struct connection *c, const char *data, size_t size) {
+    return send(c->source.fd, data, size, MSG_NOSIGNAL) == (ssize_t)size;
+}
+
+static bool has_more(const struct connection *c) {
+    (void)c;
+    return false;
+}
+
+static void close_tls(struct connection *c) {
+    (void)c;
+}
+#endif
 
 static void summary(void) {
     struct rusage u;
@@ -117,6 +198,7 @@ static void take(int listener) {
         getsockname(fd, (struct sockaddr *)&local, &size);
         c->address = ntohl(local.sin_addr.s_addr) - INADDR_LOOPBACK + 1;
         connections++;
+        if (!open_tls(c)) fail("SSL_new");
         watch(&c->source);
     }
 }
@@ -154,7 +236,7 @@ static bool answer(struct connection *c) {
         fprintf(arrivals, "%lld%09ld %s %u %s\n", (long long)now.tv_sec, now.tv_nsec, c->id, c->address, c->path);
     if (c->post && c->manner == HANGS) return true;
     /* A peer that does not read its answers is dropped: there is no queue here. */
-    return send(c->source.fd, text, bytes, MSG_NOSIGNAL) == (ssize_t)bytes && !c->close_after;
+    return give_bytes(c, text, bytes) && !c->close_after;
 }
 
 /* Takes bytes of the head; returns how many, or -1 for what is no request. Sets in_body when the head is complete. */
@@ -206,11 +288,16 @@ static bool feed(struct connection *c, const char *data, size_t bytes) {
 
 static void serve(struct connection *c) {
     static char data[READ_BYTES];
-    ssize_t bytes = recv(c->source.fd, data, sizeof data, 0);
-    if (bytes < 0 && (errno == EAGAIN || errno == EINTR)) return;
-    if (bytes > 0 && feed(c, data, (size_t)bytes)) return;
-    close(c->source.fd);
-    free(c);
+    do {
+        ssize_t bytes = take_bytes(c, data, sizeof data);
+        if (bytes < 0 && (errno == EAGAIN || errno == EINTR)) return;
+        if (bytes <= 0 || !feed(c, data, (size_t)bytes)) {
+            close_tls(c);
+            close(c->source.fd);
+            free(c);
+            return;
+        }
+    } while (has_more(c));
 }
 
 static void hear(int signals) {
@@ -227,6 +314,7 @@ int main(int argc, char **argv) {
     unsigned short port = argc > 2 ? (unsigned short)strtoul(argv[2], NULL, 10) : 0;
     if (argc > 3 && (arrivals = fopen(argv[3], "w")) == NULL) fail(argv[3]);
     if (arrivals != NULL) setvbuf(arrivals, NULL, _IOFBF, 1 << 20);
+    if (argc > 4) speak_tls(argv[4]);
     if (addresses < 1 || addresses > ADDRESSES_MAX) return fprintf(stderr, "ADDRESSES: 1–%d\n", ADDRESSES_MAX), 2;
 
     struct rlimit files;

@@ -30,7 +30,7 @@ _EMIT: Final = """
                                    'deal.won', %(data)s::text)
 """
 _DUTIES: Final = """
-    SELECT e.id, '/' || s.customer_id
+    SELECT e.id, regexp_replace(s.endpoint_url, '^https?://[^/]+', '')
     FROM dealix.events e JOIN dealix.subscriptions s USING (customer_id)
     WHERE e.created_at >= %s
 """
@@ -48,21 +48,26 @@ def migrated(on: Stage) -> str:
     return trio.run(fill)
 
 
-def register(on: Stage, customers: Sequence[str], *, hosts: int = 100) -> list[SubscriptionId]:
-    """A subscription for each customer, to all types, at a path that is the customer's name, on `hosts` addresses.
+def register(
+    on: Stage, customers: Sequence[str], *, hosts: int = 100, first_host: int = 1, each: int = 1
+) -> list[SubscriptionId]:
+    """`each` subscriptions for each customer, to all types, on `hosts` addresses from 127.0.0.`first_host` on.
 
+    The first has a path that is the customer's name, the others the name with `/1`, `/2` and so on behind it.
     What is posted to a customer whose name begins with `hang` or `fail` is not answered, or by 500: see receiver.c.
     """
     ring = KeyRing(base64.b64decode(on.sealing_key))
-    made = [new_subscription_id() for _ in customers]
+    paths = [(c, f"{c}/{k}" if k else c) for c in customers for k in range(each)]
+    made = [new_subscription_id() for _ in paths]
     with on.sql() as db, db.cursor() as cursor:
         with cursor.copy(
             "COPY dealix.subscriptions (id, customer_id, endpoint_url, secret_sealed) FROM STDIN WITH (FORMAT binary)"
         ) as copy:
             copy.set_types(["text", "text", "text", "bytea"])
-            for n, (key, customer) in enumerate(zip(made, customers, strict=True)):
+            for n, (key, (customer, path)) in enumerate(zip(made, paths, strict=True)):
                 sealed = ring.seal(new_secret(), table="subscriptions", column="secret", row=key)
-                copy.write_row((key, customer, f"http://127.0.0.{n % hosts + 1}:{on.port}/{customer}", sealed))
+                host = f"127.0.0.{n // each % hosts + first_host}"
+                copy.write_row((key, customer, f"{on.scheme}://{host}:{on.port}/{path}", sealed))
         cursor.execute(
             "INSERT INTO dealix.subscription_health (subscription_id) SELECT * FROM unnest(%s::text[])", (made,)
         )
