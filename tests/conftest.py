@@ -12,6 +12,8 @@ pytest_plugins = [
     "tests.support.postgres",  # embedded_server, debian_postgres
     "tests.support.migrated",  # migrated_database, debian_database, any_database
     "tests.support.own_server",  # own_server
+    "tests.e2e.figures",  # tell
+    "tests.e2e.fixtures",  # installation, receiver
 ]
 
 settings.register_profile("default", deadline=None, print_blob=True)  # deadlines stand in the tests: fail_after

@@ -1,4 +1,4 @@
-"""Daemons as processes, with an application that emits and a receiver that answers, all ended with the test."""
+"""What a test of whole processes begins with: an installation that daemons are started from, and a receiver."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.figures import pytest_terminal_summary, tell
 from tests.e2e.traffic import Receiver, open_receiver
 from tests.support.daemon_process import Installation
-
-__all__ = ["pytest_terminal_summary", "tell"]
 
 
 @pytest.fixture
