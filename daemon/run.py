@@ -29,9 +29,7 @@ from daemon.errors import DatabaseUnavailable, EmbeddedPostgresFailed, SettingsI
 from daemon.sealing import KeyRing, load_key_ring
 from daemon.store import migrate, partitions, subscriptions
 from daemon.store.connection import Connection
-from daemon.store.once import session
-from daemon.store.pool import Pool
-from daemon.store.sessions import HOT, dedicated
+from daemon.store.sessions import HOT, Database
 from daemon.systemd import Notifier, watchdog_s
 
 log = logs.get("daemon")
@@ -54,7 +52,7 @@ def serve(settings: Settings, *, config_file: Path | None) -> int:
     try:
         url = embedded.url if embedded else settings.database.url.get_secret_value()
         direct = settings.database.direct_url
-        daemon = Daemon(settings, ring, url, direct.get_secret_value() if direct else url, embedded)
+        daemon = Daemon(settings, ring, Database(url, direct.get_secret_value() if direct else url), embedded)
         trio.run(daemon.run, config_file, restrict_keyboard_interrupt_to_checkpoints=True)
     finally:
         if embedded:
@@ -72,19 +70,18 @@ def _raise_open_files() -> None:
 
 @dataclass
 class Daemon:
-    """One daemon process. `url` is for queries, `direct_url` for the session with locks and LISTEN."""
+    """One daemon process."""
 
     settings: Settings
     ring: KeyRing
-    url: str
-    direct_url: str
+    database: Database
     embedded: EmbeddedPostgres | None
 
     def __post_init__(self) -> None:
         size = self.settings.database.pool_size
-        self.pool = Pool(self.url, size=size, name="dealix", options=HOT)
+        self.pool = self.database.pool("dealix", size=size, options=HOT)
         # Of its own, so that neither a flood of requests nor a backlog of deliveries takes the other's connections.
-        self.api_pool = Pool(self.url, size=size, name="dealix api")
+        self.api_pool = self.database.pool("dealix api", size=size)
         self.notifier = Notifier.of(os.environ)
         self.stopping = trio.Event()
 
@@ -109,7 +106,7 @@ class Daemon:
                 async with self.api_pool.connection(KNOCK_S):
                     pass
                 # Past a pooler, if there is one: migrating takes a lock of the session.
-                async with session(self.direct_url, name="dealix start", deadline_s=PREPARE_S) as conn:
+                async with self.database.session("dealix start", PREPARE_S) as conn:
                     await self._check_database(conn)
             except DatabaseUnavailable as e:
                 log.warning("daemon.waiting_for_database", error=str(e))
@@ -141,7 +138,14 @@ class Daemon:
     async def _work(self) -> None:
         # Before the engine: an address that is taken ends the start before any shard is owned.
         listener = server.listen(self.settings.api.bind)
-        engine = Engine(self.settings, self.ring, self.pool, self.api_pool, partial(dedicated, self.direct_url))
+        engine = Engine(
+            self.settings,
+            self.ring,
+            self.pool,
+            self.api_pool,
+            self.database.owner,
+            open_janitor=partial(self.database.session, "dealix janitor"),
+        )
         services = Services(
             settings=self.settings,
             pool=self.api_pool,

@@ -48,6 +48,8 @@ START_S: Final = 0.02
 class Engine:
     """`pool` is for the actors' queries, `api_pool` for test-fires, `open_session` makes the dedicated connection.
 
+    `open_janitor` makes a session of its own for so many seconds.
+
     `ca_file` (PEM): authorities that are trusted beside the system's.
     """
 
@@ -59,6 +61,7 @@ class Engine:
         api_pool: Pool,
         open_session: Callable[[], AbstractAsyncContextManager[Connection]],
         *,
+        open_janitor: Callable[[float], AbstractAsyncContextManager[Connection]],
         ca_file: Path | None = None,
     ) -> None:
         delivery, egress = settings.delivery, settings.egress
@@ -82,7 +85,7 @@ class Engine:
         self._roles: dict[str, Callable[[], Awaitable[None]]] = {
             "fanout": Fanout(claiming, self.ownership).run,
             "schedule": Schedule(claiming, pool, self.ownership, self.roster).run,
-            "janitor": Janitor(pool, retention_days=settings.retention.days).run,
+            "janitor": Janitor(open_janitor, retention_days=settings.retention.days).run,
         }
         if settings.intake.raw_notify:
             self.ownership.intake = Intake(pool, fence, self.observer.counts, self.ownership.outbox_bell)

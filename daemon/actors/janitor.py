@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Final
 
@@ -14,7 +16,7 @@ from daemon.log import get
 from daemon.observe import Counts
 from daemon.sender.endpoint import Sender
 from daemon.store import partitions
-from daemon.store.pool import Pool
+from daemon.store.connection import Connection
 
 log = get("janitor")
 
@@ -31,17 +33,22 @@ ROUND_DEADLINE_S: Final = 1800.0
 
 
 class Janitor:
-    """One an installation would do; each replica runs one, and they take turns by an advisory lock in the store."""
+    """One an installation would do; each replica runs one, and they take turns by an advisory lock in the store.
 
-    def __init__(self, pool: Pool, *, retention_days: int) -> None:
-        self._pool = pool
+    `open_session`: a session of its own for so many seconds, since that lock and its settings are a session's.
+    """
+
+    def __init__(
+        self, open_session: Callable[[float], AbstractAsyncContextManager[Connection]], *, retention_days: int
+    ) -> None:
+        self._open_session = open_session
         self._retention_days = retention_days
 
     async def run(self) -> None:
         """A round soon after the start and then every hour."""
         await trio.sleep(START_S)
         while True:
-            async with self._pool.connection(ROUND_DEADLINE_S) as conn:
+            async with self._open_session(ROUND_DEADLINE_S) as conn:
                 made = await partitions.make_ahead(conn, days=DAYS_AHEAD)
                 oldest = (clock.now() - timedelta(days=self._retention_days)).date()
                 retired = await partitions.drop_before(conn, oldest)

@@ -72,6 +72,9 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
         self._committing = False
         self._arrived: deque[Notify] = deque()
         self.add_notify_handler(self._arrived.append)
+        self.unreplicated = False
+        """Whether a commit of this session ended its wait for a synchronous standby before the standby had it."""
+        self.add_notice_handler(self._note_unreplicated)
 
     @classmethod
     async def open(cls, conninfo: str) -> Connection:
@@ -225,6 +228,11 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             if self.pgconn.notify_handler is not None:
                 self.pgconn.notify_handler(notify)
 
+    def _note_unreplicated(self, notice: psycopg.errors.Diagnostic) -> None:
+        # A warning beside the success of a statement that was cancelled meanwhile; its text depends on the language.
+        if notice.source_function == "SyncRepWaitForLSN":
+            self.unreplicated = True
+
     def _check_committable(self) -> None:
         if self.closed:
             raise psycopg.OperationalError("the connection was lost inside the transaction")
@@ -309,20 +317,22 @@ class Connection(psycopg.AsyncConnection[TupleRow]):
             self.pgconn.finish()
 
 
-async def connect(
+async def connect(  # noqa: PLR0913 all but the first are named at the call
     conninfo: str,
     *,
     timeout_s: float,
     application_name: str,
     prepare_threshold: int | None = 2,
     options: Mapping[str, str] | None = None,
+    admit: Callable[[Connection], Awaitable[None]] | None = None,
 ) -> Connection:
     """A connection in autocommit to the first host of `conninfo` that answers and fits `target_session_attrs`.
 
     Several hosts are tried in turn, and each one's addresses; every one gets its share of the `timeout_s` that are
     left, so that a mute one does not use up the time of those after it. `connect_timeout` of the URL has no effect.
     `options` are server settings for the session, name to value. `prepare_threshold`: after how many uses a statement
-    is prepared; None for never, as behind a pooler that cannot keep them.
+    is prepared; None for never, as behind a pooler that cannot keep them. `admit` looks at each connection before it is
+    taken; where it raises DatabaseUnavailable the next host is tried.
 
     Raises DatabaseUnavailable, with what each address said, and SettingsInvalid for a malformed `conninfo`.
     """
@@ -342,25 +352,43 @@ async def connect(
         if not addresses:
             failures.append(f"host {host.get('host')}: its name was not resolved in time")
         for j, address in enumerate(addresses):
-            connection = await _try_address(address, share(host_deadline, len(addresses) - j), failures)
+            connection = await _try_address(address, share(host_deadline, len(addresses) - j), failures, admit)
             if connection is not None:
                 connection.prepare_threshold = prepare_threshold
                 return connection
     text = "; ".join(failures)
+    if "unsupported startup parameter" in text:  # PgBouncer's words
+        text += " (a pooler, which takes no settings of a session: set database.direct_url)"
     if password := params.get("password"):
         text = text.replace(password, "…")
     raise DatabaseUnavailable(f"cannot connect to the database: {text}")
 
 
-async def _try_address(address: Mapping[str, str], deadline: float, failures: list[str]) -> Connection | None:
+async def _try_address(
+    address: Mapping[str, str],
+    deadline: float,
+    failures: list[str],
+    admit: Callable[[Connection], Awaitable[None]] | None,
+) -> Connection | None:
+    place = f"{address.get('host') or address.get('hostaddr') or 'the default host'}, port {address.get('port', 5432)}"
     with trio.CancelScope(deadline=deadline):
         try:
-            return await Connection.open(make_conninfo("", **address))
+            connection = await Connection.open(make_conninfo("", **address))
         except psycopg.Error as e:
             failures.append(first_line(e).removeprefix("connection failed: "))
             return None
-    place = address.get("host") or address.get("hostaddr") or "the default host"
-    failures.append(f"{place}, port {address.get('port', '5432')}: no answer in time")
+        try:
+            if admit is not None:
+                await admit(connection)
+        except DatabaseUnavailable as e:
+            await connection.close()
+            failures.append(f"{place}: {e}")
+            return None
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+    failures.append(f"{place}: no answer in time")
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -12,19 +12,28 @@ import trio
 from daemon.errors import DatabaseRefused, DatabaseUnavailable
 from daemon.store.connection import Connection, connect
 from daemon.store.outage import first_line, outage
+from daemon.store.primary import Admit
 
 _CONNECT_S: Final = 10.0
 _CLOSE_S: Final = 1.0
 
 
 @asynccontextmanager
-async def session(conninfo: str, *, name: str, deadline_s: float) -> AsyncGenerator[Connection]:
+async def session(
+    conninfo: str,
+    *,
+    name: str,
+    deadline_s: float,
+    options: Mapping[str, str] | None = None,
+    admit: Admit | None = None,
+) -> AsyncGenerator[Connection]:
     """A connection in autocommit for the block, which may take `deadline_s`; `name` is its application_name.
 
+    `options` and `admit`: see `connect`.
     Raises DatabaseUnavailable, and DatabaseRefused for what the server answered with an error that nobody caught.
     """
     with trio.move_on_after(deadline_s) as scope:
-        conn = await connect(conninfo, timeout_s=_CONNECT_S, application_name=name)
+        conn = await connect(conninfo, timeout_s=_CONNECT_S, application_name=name, options=options, admit=admit)
         try:
             yield conn
         except psycopg.Error as e:

@@ -11,16 +11,17 @@ import random
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import psycopg
 import trio
 from psycopg.pq import PipelineStatus, TransactionStatus
 
-from daemon.errors import DatabaseUnavailable
+from daemon.errors import CommitUnknown, DatabaseUnavailable
 from daemon.store.connection import Connection, connect, is_readable
 from daemon.store.outage import makes_stale, outage
+from daemon.store.primary import Admit
 
 _BACKOFF_S: Final = (0.05, 1.0)
 """Pause after a failed connect: the first, and the longest after doubling. It is the pool's, not each waiter's."""
@@ -47,13 +48,15 @@ class _Idle:
     connection: Connection
     since: float
     expires_at: float
+    admitted_at: float
 
 
 class Pool:
     """At most `size` connections to `conninfo`; `name` is their application_name.
 
     `max_lifetime_s`: then a connection is replaced, so that memory of its backend does not grow for ever and a changed
-    DNS entry or password is noticed. `options`: server settings for each session.
+    DNS entry or password is noticed. `options`: server settings for each session. `admit` looks at each new connection,
+    and again after `recheck_s` where that is given: behind a pooler the server can change under a connection.
     """
 
     def __init__(  # noqa: PLR0913 settings of a pool, all named at the call
@@ -66,6 +69,8 @@ class Pool:
         prepare_threshold: int | None = 2,
         max_lifetime_s: float = 3600.0,
         options: Mapping[str, str] | None = None,
+        admit: Admit | None = None,
+        recheck_s: float = math.inf,
     ) -> None:
         self._conninfo = conninfo
         self._name = name
@@ -73,6 +78,8 @@ class Pool:
         self._prepare_threshold = prepare_threshold
         self._max_lifetime_s = max_lifetime_s
         self._options = options
+        self._admit = admit
+        self._recheck_s = recheck_s
         self._places = trio.Semaphore(size)
         self._lent = 0
         self._idle: deque[_Idle] = deque()  # the most recently used at the right
@@ -96,6 +103,9 @@ class Pool:
             lent = await self._lend()
             try:
                 yield lent.connection
+                if lent.connection.unreplicated:
+                    await lent.connection.close()
+                    raise CommitUnknown("this was committed, but perhaps on no synchronous standby")
             except psycopg.Error as e:
                 unavailable = outage(e, connection_lost=lent.connection.closed)
                 if makes_stale(e):
@@ -156,9 +166,23 @@ class Pool:
             idle = self._idle.pop()
             # After a restart of the server the idle ones have its farewell or the end of the stream to read.
             if not idle.connection.closed and not is_readable(idle.connection):
-                return idle
+                if self._admit is None or trio.current_time() - idle.admitted_at < self._recheck_s:
+                    return idle
+                if (looked_at := await self._look_again(idle, self._admit)) is not None:
+                    return looked_at
             await idle.connection.close()
         return None
+
+    async def _look_again(self, idle: _Idle, admit: Admit) -> _Idle | None:
+        try:
+            await admit(idle.connection)
+        except DatabaseUnavailable as e:
+            self._last_failure = str(e)
+            return None
+        except BaseException:
+            await idle.connection.close()
+            raise
+        return replace(idle, admitted_at=trio.current_time())
 
     async def _make_again(self) -> _Idle | None:
         self._trying = True
@@ -177,6 +201,7 @@ class Pool:
                 application_name=self._name,
                 prepare_threshold=self._prepare_threshold,
                 options=self._options,
+                admit=self._admit,
             )
         except DatabaseUnavailable as e:
             self._failed(str(e))
@@ -188,7 +213,7 @@ class Pool:
         self._failures = 0
         now = trio.current_time()
         # Spread, so that connections made together are not all replaced together.
-        return _Idle(connection, now, now + self._max_lifetime_s * random.uniform(0.9, 1.0))  # noqa: S311 jitter
+        return _Idle(connection, now, now + self._max_lifetime_s * random.uniform(0.9, 1.0), now)  # noqa: S311 jitter
 
     def _failed(self, reason: str) -> None:
         first, longest = _BACKOFF_S
@@ -209,7 +234,7 @@ class Pool:
             and now < lent.expires_at
         )
         if reusable:
-            self._idle.append(_Idle(connection, now, lent.expires_at))
+            self._idle.append(_Idle(connection, now, lent.expires_at, lent.admitted_at))
             self._news.unpark()
         else:
             await connection.close()

@@ -83,18 +83,17 @@ def judge(scene: Scene, *, within_s: float = 15.0) -> Verdict:
         attempts = [r.attempt for r in found]
         assert attempts == sorted(set(attempts)), f"{duty}: attempts were received in the order {attempts}"
         repeated.update((*duty, attempt) for attempt in attempts[:-1])
-    logged = _log(scene)
-    unlogged = {(r.event_id, r.name, r.attempt) for r in receipts} - logged.keys()
+    log = logged(scene)
+    unlogged = {(r.event_id, r.name, r.attempt) for r in receipts} - log.keys()
     assert not unlogged, f"received, but not in the log: {unlogged}"
-    assert "exhausted" not in logged.values()
-    return Verdict(len(duties), len(receipts), frozenset(repeated), logged)
+    assert "exhausted" not in log.values()
+    return Verdict(len(duties), len(receipts), frozenset(repeated), log)
 
 
-def _log(scene: Scene) -> dict[Claim, str]:
+def logged(scene: Scene) -> dict[Claim, str]:
+    """The delivery log: outcome by event, endpoint's name and attempt."""
     names = {s.id: s.name for s in scene.subscribed}
     rows: list[Any] = scene.rows("SELECT event_id, subscription_id, attempt, outcome FROM dealix.attempts")
-    logged = {
-        (event_id, names[subscription_id], attempt): outcome for event_id, subscription_id, attempt, outcome in rows
-    }
-    assert len(logged) == len(rows), "an attempt is in the log twice"
-    return logged
+    log = {(event_id, names[subscription_id], attempt): outcome for event_id, subscription_id, attempt, outcome in rows}
+    assert len(log) == len(rows), "an attempt is in the log twice"
+    return log

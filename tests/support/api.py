@@ -21,7 +21,7 @@ from daemon.ids import CustomerId
 from daemon.sender.endpoint import Sender
 from daemon.store import api_keys
 from daemon.store.pool import Pool
-from daemon.store.sessions import HOT, dedicated
+from daemon.store.sessions import HOT, Database
 from tests.support.engine import RING, settings_for_tests
 
 BASE = "/api/v1/ecosystem"
@@ -124,7 +124,9 @@ async def open_api(
     """
     settings = settings_for_tests(Path("/nonexistent"), **groups)
     pool, engine_pool = Pool(url, size=6, name="test api"), Pool(url, size=6, name="test engine", options=HOT)
-    engine = Engine(settings, RING, engine_pool, pool, partial(dedicated, url))
+    database = Database(url, url)
+    open_janitor = partial(database.session, "test janitor")
+    engine = Engine(settings, RING, engine_pool, pool, database.owner, open_janitor=open_janitor)
     services = Services(settings, pool, RING, sender or engine.sender, engine.test_fire.fire, engine.readiness)
     app, stop = create_app(services), trio.Event()
     try:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, LiteralString, cast
 
@@ -20,7 +21,7 @@ from daemon.sealing import KeyRing
 from daemon.store import subscriptions
 from daemon.store.connection import Connection
 from daemon.store.pool import Pool
-from daemon.store.sessions import HOT, dedicated
+from daemon.store.sessions import HOT, Database, dedicated
 
 RING = KeyRing(secrets.token_bytes(32))
 OWNER = "dealix owner"
@@ -209,7 +210,8 @@ async def _running(url: str, settings: Settings, pool: Pool, ca_file: Path | Non
             sessions.append(conn)
             yield conn
 
-    engine = Engine(settings, RING, pool, pool, open_session, ca_file=ca_file)
+    open_janitor = partial(Database(url, url).session, "test janitor")
+    engine = Engine(settings, RING, pool, pool, open_session, open_janitor=open_janitor, ca_file=ca_file)
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(engine.run, stop.wait)

@@ -31,7 +31,7 @@ class OwnServer:
 
     def __init__(self, home: Path, binaries: Path | None) -> None:
         self.data = home / "data"
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"postgresql://dealix:{PASSWORD}@127.0.0.1:{self.port}/postgres"
         self._home = home
         self._account = account_for(home, self.data)
@@ -40,15 +40,7 @@ class OwnServer:
         self.data.mkdir(mode=0o700)
         for path in (home, self.data):
             os.chown(path, self._account.uid, self._account.gid)
-        secret = home / "secret"
-        secret.write_text(PASSWORD)
-        secret.chmod(0o644)
-        made = self._spawn(
-            "initdb",
-            *("-D", self.data, "-U", "dealix", "-A", "scram-sha-256", f"--pwfile={secret}"),
-            *("-E", "UTF8", "--locale=C", "--no-sync"),
-        )
-        assert made.wait(START_S) == 0, self.log()
+        assert self._make().wait(START_S) == 0, self.log()
 
     def start(self, *settings: str) -> None:
         """Start it and wait until it takes connections."""
@@ -117,6 +109,18 @@ class OwnServer:
         """What it said."""
         return (self._home / "log").read_text()
 
+    def _make(self) -> subprocess.Popen[bytes]:
+        """The program that fills the data directory."""
+        secret = self._home / "secret"
+        secret.write_text(PASSWORD)
+        secret.chmod(0o644)
+        words = ("-U", "dealix", "-A", "scram-sha-256", f"--pwfile={secret}", "-E", "UTF8", "--locale=C", "--no-sync")
+        return self._spawn("initdb", "-D", self.data, *words, *self._more())
+
+    def _more(self) -> tuple[str, ...]:
+        """What else initdb is told."""
+        return ()
+
     def _signal(self, number: signal.Signals) -> None:
         for member in members(self.data):
             with contextlib.suppress(ProcessLookupError):  # a backend that ends by itself just now
@@ -128,7 +132,8 @@ class OwnServer:
             return spawn([self._bin / program, *words], around, ends_by=signal.SIGKILL)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
