@@ -34,7 +34,7 @@ def create_app(services: Services) -> QuartTrio:
     errors.install(app)
     routes = all_routes(services)
     for one in routes:
-        app.add_url_rule(one.path, one.name, view_of(one, services.pool), methods=[one.method])
+        app.add_url_rule(one.path, one.name, view_of(one, services), methods=[one.method])
     _serve_document(app, openapi.document(app, routes))
     _log_access(app)
     app.asgi_app = Gate(app.asgi_app)

@@ -6,12 +6,15 @@ import hashlib
 from dataclasses import dataclass
 from typing import Final
 
+from quart import Request
 from werkzeug.datastructures import Headers
 
+from api.client_address import client_address
 from api.errors import Problem, invalid, not_found
+from api.services import Services
+from daemon.errors import DatabaseUnavailable
 from daemon.ids import CustomerId
 from daemon.store import api_keys
-from daemon.store.pool import Pool
 
 LOOK_UP_S: Final = 0.8
 """Every request with a key begins with this. With the second of grace that an interrupted statement gets it keeps the
@@ -59,24 +62,38 @@ def unauthorized() -> Problem:
     )
 
 
-async def authenticate(pool: Pool, headers: Headers) -> Caller:
-    """The caller whose key a request carries. Raises Problem 401, DatabaseUnavailable.
+async def authenticate(services: Services, request: Request) -> Caller:
+    """The caller whose key a request carries. Raises Problem 401 or 429, DatabaseUnavailable.
 
-    The digest is what is compared, by Postgres' index: its timing tells nothing about a key.
+    The digest is what is compared, by Postgres' index: its timing tells nothing about a key. Every text that is shown
+    as a key is looked up, whatever it looks like, so that all of them cost the same.
     """
-    token = _token(headers)
-    async with pool.connection(LOOK_UP_S) as conn:
-        key = await api_keys.authenticate(conn, hashlib.sha256(token).digest())
-    if key is None:
+    guessing = services.limits.key_guessing
+    address = client_address(request.remote_addr, request.headers, services.settings.api.trusted_proxies)
+    token = _token(request.headers)
+    digest = None if token is None else hashlib.sha256(token).digest()
+    guessing.begin(address, digest)
+    if digest is None:
         raise unauthorized()
+    try:
+        async with services.pool.connection(LOOK_UP_S) as conn:
+            key = await api_keys.authenticate(conn, digest)
+    except DatabaseUnavailable:
+        guessing.undecided(address, digest)
+        raise
+    if key is None:
+        guessing.bad(address, digest)
+        raise unauthorized()
+    guessing.good(address, digest)
     return Caller(key.id, key.customer_id)
 
 
-def _token(headers: Headers) -> bytes:
+def _token(headers: Headers) -> bytes | None:
+    """What is shown as a key; None where nothing is."""
     given = headers.getlist("Authorization")
     if len(given) != 1:  # two of them: whatever stands before us may have looked at the other one
-        raise unauthorized()
+        return None
     scheme, _, token = given[0].partition(" ")
     if scheme.lower() != "bearer" or not token:
-        raise unauthorized()
+        return None
     return token.encode("latin-1")  # as the header came: ASGI's bytes were decoded by latin-1

@@ -32,6 +32,7 @@ TITLES: Final = {
     413: "Too large",
     415: "Unsupported media type",
     422: "Invalid value",
+    429: "Too many requests",
     500: "Internal error",
     503: "Temporarily unavailable",
 }

@@ -56,6 +56,7 @@ _PROBLEM_WORDS: Final = {
     413: "The body or a payload is too large.",
     415: "The body is not plain `application/json`.",
     422: "A value is missing, unknown, or not as the schema wants it.",
+    429: "Too much of it, above all without a valid key; see `Retry-After`.",
     503: "The database does not answer; see `Retry-After`.",
 }
 

@@ -11,7 +11,7 @@ from quart import Response, g, request
 
 from api.auth import Caller, authenticate
 from api.bodies import decode_query, read_body
-from daemon.store.pool import Pool
+from api.services import Services
 
 BASE: Final = "/api/v1/ecosystem"
 
@@ -123,7 +123,7 @@ def every_problem(chosen: Route) -> list[int]:
     if chosen.query.__struct_config__.forbid_unknown_fields:
         found.add(422)
     if chosen.who != "anyone":
-        found |= {401, 503}
+        found |= {401, 429, 503}
     if chosen.who == "ops" or "customer_id" in (*chosen.query.__struct_fields__, *chosen.body.__struct_fields__):
         found.add(403)
     if chosen.takes_body:
@@ -131,13 +131,13 @@ def every_problem(chosen: Route) -> list[int]:
     return sorted(found)
 
 
-def view_of(chosen: Route, pool: Pool) -> Callable[..., Awaitable[Response]]:
+def view_of(chosen: Route, services: Services) -> Callable[..., Awaitable[Response]]:
     """The Quart view of a route. The key comes first, so that strangers cost one look-up and learn nothing."""
 
     async def view(**path: str) -> Response:
         caller = None
         if chosen.who != "anyone":
-            caller = await authenticate(pool, request.headers)
+            caller = await authenticate(services, request)
             g.key_id = caller.key_id  # for the access log
             if chosen.who == "ops":
                 caller.require_ops()

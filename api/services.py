@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
+from api.limits import Limits
 from config.settings import Settings
 from daemon.ids import SubscriptionId
 from daemon.model import Readiness, TestFired
@@ -30,3 +31,4 @@ class Services:
     sender: Sender
     test_fire: Callable[[SubscriptionId, str], Awaitable[TestFired | None]]
     readiness: Callable[[], Readiness]
+    limits: Limits = field(default_factory=Limits)

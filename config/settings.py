@@ -90,6 +90,11 @@ class Api(Group):
         description="host:port, or [::1]:port, where the HTTP API listens; port 0 takes a free one. It speaks plain "
         "HTTP: put a TLS proxy before it and leave it on loopback.",
     )
+    trusted_proxies: values.Networks = Field(
+        default=(),
+        description="Networks, as CIDR, of proxies whose X-Forwarded-For tells the client's address. It is counted by, "
+        "no more: failed authentications are limited for each address. Empty: the header is not read.",
+    )
 
 
 class Delivery(Group):

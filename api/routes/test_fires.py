@@ -58,11 +58,12 @@ def routes(services: Services) -> list[Route]:
 
         One attempt at once, also to a disabled subscription, which stays disabled, and past an open breaker, which a
         success closes. It is recorded in the log and counts like any other attempt. 400 for an unknown event type,
-        409 where the secret cannot be read.
+        409 where the secret cannot be read, 429 after 30 tests at once of one customer and one every 2 s.
         """
         async with services.pool.connection(WORK_S) as conn:
             row = await owned(conn, call.caller, call.path)
             await refuse_unknown(conn, [call.body.event_type])
+        services.limits.test_fire(row.customer_id)
         try:
             with trio.fail_after(services.settings.delivery.timeout_s + BESIDE_S):
                 fired = await services.test_fire(row.id, call.body.event_type)
@@ -93,6 +94,6 @@ def routes(services: Services) -> list[Route]:
             body=TestRequest,
             body_optional=True,
             answers={200: TestResult},
-            problems=(404, 409),
+            problems=(404, 409, 429),
         ),
     ]
