@@ -12,12 +12,35 @@ from typing import Final
 
 import click
 
-from bench import drain
+from bench import (
+    api_latency,
+    backlog,
+    delivery_log,
+    drain,
+    flood,
+    hang,
+    latency,
+    memory,
+    replicas,
+    subscriptions,
+    sustained,
+)
 from bench.figures import OUT, report
 
-SHORT: Final[tuple[click.Command, ...]] = (drain.drain, drain.drain_5, drain.drain_tls)
+SHORT: Final[tuple[click.Command, ...]] = (
+    drain.drain,
+    drain.drain_5,
+    drain.drain_tls,
+    latency.latency,
+    hang.hang,
+    api_latency.api_latency,
+    flood.flood,
+    replicas.replicas,
+    subscriptions.subscriptions,
+    sustained.sustained,
+)
 """Minutes each: what `make bench` runs."""
-LONG: Final[tuple[click.Command, ...]] = ()
+LONG: Final[tuple[click.Command, ...]] = (backlog.backlog, delivery_log.log, memory.memory)
 """Those that fill tables with millions of rows, or run for long: by name only."""
 
 
