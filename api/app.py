@@ -13,7 +13,17 @@ from api import errors, openapi
 from api.bodies import BODY_S, MAX_BODY_BYTES
 from api.gate import Gate
 from api.operation import Route, view_of
-from api.routes import deliveries, event_types, events, health, secrets, stats, test_fires, webhooks
+from api.routes import (
+    deliveries,
+    event_types,
+    events,
+    health,
+    recoveries,
+    secrets,
+    stats,
+    test_fires,
+    webhooks,
+)
 from api.services import Services
 from daemon.log import get
 
@@ -43,7 +53,7 @@ def create_app(services: Services) -> QuartTrio:
 
 def all_routes(services: Services) -> list[Route]:
     """Every route of the API, its document apart."""
-    nouns = (event_types, webhooks, test_fires, secrets, events, deliveries, stats, health)
+    nouns = (event_types, webhooks, test_fires, secrets, events, deliveries, recoveries, stats, health)
     return [one for noun in nouns for one in noun.routes(services)]
 
 

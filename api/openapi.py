@@ -17,7 +17,7 @@ from typing_extensions import override
 from werkzeug.routing import BaseConverter, Rule
 
 from api.errors import MEDIA_TYPE, TITLES, ProblemDocument
-from api.fields import ATTEMPT_ID, EVENT_ID, SUBSCRIPTION_ID
+from api.fields import ATTEMPT_ID, EVENT_ID, RECOVERY_ID, SUBSCRIPTION_ID
 from api.operation import Route, every_problem
 
 Json = dict[str, object]
@@ -26,7 +26,12 @@ VERSION: Final = "1.0.0"
 """Of what the API promises, not of the program. The second number rises with every addition."""
 
 _REFERENCE: Final = "#/components/schemas/{name}"
-_PATH_PATTERNS: Final = {"subscription_id": SUBSCRIPTION_ID, "attempt_id": ATTEMPT_ID, "event_id": EVENT_ID}
+_PATH_PATTERNS: Final = {
+    "subscription_id": SUBSCRIPTION_ID,
+    "attempt_id": ATTEMPT_ID,
+    "event_id": EVENT_ID,
+    "recovery_id": RECOVERY_ID,
+}
 _PARAMETER: Final = re.compile(r"<([a-z_]+)>")
 
 DESCRIPTION: Final = """\
@@ -42,6 +47,7 @@ _TAGS: Final = (
     ("webhooks", "Subscriptions: endpoints, what they want, their secrets."),
     ("events", "What happened, and how far it was brought."),
     ("deliveries", "The log: every attempt that was made."),
+    ("recoveries", "Bulk replays: events of a time that one endpoint is sent once more."),
     ("stats", "Figures over days."),
     ("service", "The service itself."),
 )

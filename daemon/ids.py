@@ -12,6 +12,7 @@ CustomerId = NewType("CustomerId", str)
 SubscriptionId = NewType("SubscriptionId", str)
 EventId = NewType("EventId", str)
 AttemptId = NewType("AttemptId", str)
+RecoveryId = NewType("RecoveryId", str)
 DeliveryId = NewType("DeliveryId", int)
 """Row id of a delivery that is not finished yet. Internal: it never leaves the daemon."""
 
@@ -21,6 +22,7 @@ EVENT_ID: Final = re.compile(r"[A-Za-z0-9_:-]{1,128}")
 """Both kinds: generated (`evt_` + 24 hex) and the emitter's own."""
 GENERATED_EVENT_ID: Final = re.compile(r"evt_[0-9a-f]{24}")
 ATTEMPT_ID: Final = re.compile(r"dlv_[0-9a-f]{24}")
+RECOVERY_ID: Final = re.compile(r"rec_[0-9a-f]{24}")
 
 
 def new_subscription_id() -> SubscriptionId:
@@ -36,6 +38,11 @@ def new_attempt_id(created_at: datetime) -> AttemptId:
 def new_event_id() -> EventId:
     """`evt_` + 12 hex digits of this millisecond + 12 random ones, as `dealix.emit` makes them."""
     return EventId(f"evt_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(6)}")
+
+
+def new_recovery_id() -> RecoveryId:
+    """`rec_` + 12 hex digits of this millisecond + 12 random ones: ids sort by time."""
+    return RecoveryId(f"rec_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(6)}")
 
 
 def time_of(identifier: str) -> datetime:

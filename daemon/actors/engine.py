@@ -3,7 +3,7 @@
 recorder             stops last: when no sender is left, it writes what it has
   lanes, roster      actors drain: at most 25 s
   ownership          gives up a shard when nothing of it is in memory any more
-    fanout, schedule, intake, janitor
+    fanout, schedule, recovery, intake, janitor
       `work`         what the caller does meanwhile, the API; when it returns, everything stops
 """
 
@@ -26,6 +26,7 @@ from daemon.actors.janitor import Janitor, close_unused, summarise
 from daemon.actors.lanes import Lanes
 from daemon.actors.ownership import Ownership
 from daemon.actors.recorder import Recorder
+from daemon.actors.recovery import Recovery
 from daemon.actors.roster import Roster
 from daemon.actors.schedule import Schedule
 from daemon.actors.supervise import keep
@@ -85,6 +86,7 @@ class Engine:
         self._roles: dict[str, Callable[[], Awaitable[None]]] = {
             "fanout": Fanout(claiming, self.ownership).run,
             "schedule": Schedule(claiming, pool, self.ownership, self.roster).run,
+            "recovery": Recovery(claiming, self.ownership, per_subscription=delivery.per_subscription).run,
             "janitor": Janitor(open_janitor, retention_days=settings.retention.days).run,
         }
         if settings.intake.raw_notify:

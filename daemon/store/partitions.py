@@ -111,6 +111,8 @@ async def drop_before(conn: Connection, day: date) -> Retired:
             else:
                 waiting.append(partition.name)
         keys = await _delete_in_batches(conn, _DELETE_KEYS, day)
+        for forgotten in (_DELETE_TESTS, _DELETE_RECOVERIES):
+            await _delete_in_batches(conn, forgotten, day)
         return Retired(expired, dropped, waiting, keys)
 
 
@@ -177,6 +179,17 @@ _DETACH: Final[dict[str, tuple[LiteralString, ...]]] = {
 _DELETE_KEYS: Final = """
 DELETE FROM dealix.event_keys
 WHERE ctid = ANY (ARRAY(SELECT ctid FROM dealix.event_keys WHERE event_day < %(day)s LIMIT %(batch)s))
+"""
+
+_DELETE_TESTS: Final = """
+DELETE FROM dealix.test_events
+WHERE ctid = ANY (ARRAY(SELECT ctid FROM dealix.test_events WHERE event_day < %(day)s LIMIT %(batch)s))
+"""
+
+# A few rows a customer: read from end to end.
+_DELETE_RECOVERIES: Final = """
+DELETE FROM dealix.recoveries
+WHERE ctid = ANY (ARRAY(SELECT ctid FROM dealix.recoveries WHERE ended_at < %(day)s::date LIMIT %(batch)s))
 """
 
 _DELETE_STATS: Final = """

@@ -10,13 +10,17 @@ from daemon.store.connection import Connection
 from daemon.store.shards import CONFIG
 
 _INSERT: Final = """
+    WITH noted AS (
+        INSERT INTO dealix.test_events (customer_id, event_id, event_day)
+        VALUES (%(customer_id)s, %(id)s, (%(created_at)s::timestamptz AT TIME ZONE 'UTC')::date)
+    )
     INSERT INTO dealix.events (id, customer_id, type, data, created_at, matched)
     VALUES (%(id)s, %(customer_id)s, %(type)s, %(data)s, %(created_at)s, 1)
 """
 
 
 async def insert_event(conn: Connection, event: Event, data: str) -> None:
-    """The event of a test-fire: in the log's reach, but in no outbox."""
+    """The event of a test-fire: in the log's reach, but in no outbox, and noted as one that is nobody's to recover."""
     await conn.execute(
         _INSERT,
         {

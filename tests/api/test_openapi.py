@@ -18,6 +18,8 @@ CONTRACT = {
     ("POST", "/webhooks/{subscription_id}/test"), ("POST", "/webhooks/{subscription_id}/rotate-secret"),
     ("POST", "/events/emit"), ("POST", "/events/emit/batch"), ("GET", "/events/{event_id}"), ("GET", "/deliveries"),
     ("GET", "/deliveries/{attempt_id}"), ("POST", "/deliveries/{attempt_id}/retry"), ("GET", "/stats"),
+    ("POST", "/webhooks/{subscription_id}/recover"), ("GET", "/recoveries"), ("GET", "/recoveries/{recovery_id}"),
+    ("POST", "/recoveries/{recovery_id}/cancel"),
 }  # fmt: skip
 
 

@@ -34,12 +34,14 @@ customers = {{ values = ["acme", "globex"] }}
 subscriptions = {{ values = {subscriptions} }}
 attempts = {{ values = {attempts} }}
 events = {{ values = {events} }}
+recoveries = {{ values = {recoveries} }}
 types = {{ values = ["deal.won", "lead.created"] }}
 urls = {{ values = ["http://127.0.0.1:9/", "https://hooks.example.com/x"] }}
 [parameters]
 "path.subscription_id" = {{ dictionary = "subscriptions", probability = 0.7 }}
 "path.attempt_id" = {{ dictionary = "attempts", probability = 0.7 }}
 "path.event_id" = {{ dictionary = "events", probability = 0.7 }}
+"path.recovery_id" = {{ dictionary = "recoveries", probability = 0.7 }}
 "query.customer_id" = {{ dictionary = "customers", probability = 0.7 }}
 "query.subscription_id" = {{ dictionary = "subscriptions", probability = 0.5 }}
 "query.event_id" = {{ dictionary = "events", probability = 0.5 }}
@@ -64,7 +66,9 @@ async def seed(served: Served) -> dict[str, list[str]]:
         events.append((await served.ops.post("/events/emit", event)).json()["event_id"])
     async with served.pool.connection(10) as conn:
         attempts = await write(conn, [Row(s, e, outcome="failed") for s in subscriptions for e in events])
-    return {"subscriptions": subscriptions, "events": events, "attempts": attempts}
+    since = {"since": "2026-01-31T08:00:00Z", "status": "all"}
+    begun = [(await served.acme.post(f"/webhooks/{one}/recover", since)).json()["id"] for one in subscriptions[:2]]
+    return {"subscriptions": subscriptions, "events": events, "attempts": attempts, "recoveries": begun}
 
 
 @pytest.mark.fuzz

@@ -15,7 +15,7 @@ from tests.support.log import Row, write
 
 TABLES: Final = (
     "subscriptions", "subscription_health", "roster", "events", "event_keys", "outbox", "deliveries", "attempts",
-    "daily_stats", "event_types",
+    "daily_stats", "event_types", "recoveries", "test_events",
 )  # fmt: skip
 
 
@@ -38,7 +38,11 @@ class Acme:
         async with self._api.pool.connection(10) as conn:
             rows = [Row(made["id"], self.ids["event_id"], outcome="failed") for _ in range(2)]
             (*_, self.ids["attempt_id"]) = await write(conn, rows)
-        for path in ("/webhooks", "/deliveries"):
+        for one in (made, await self._api.acme.subscribe()):
+            recovery = {"since": "2026-01-31T08:00:00Z", "status": "all"}
+            begun = await self._api.acme.post(f"/webhooks/{one['id']}/recover", recovery)
+            self.ids["recovery_id"] = begun.json()["id"]
+        for path in ("/webhooks", "/deliveries", "/recoveries"):
             self.cursors[path] = (await self._api.acme.get(path, limit=1)).json()["next_cursor"]
 
     def marks(self) -> list[str]:
@@ -94,6 +98,7 @@ async def test_a_key_of_one_customer_sees_and_changes_nothing_of_another(api: Se
         swept.add(operation.name)
         assert await acme.state() == before, operation.name
     assert {"change_webhook", "delete_webhook", "rotate_secret", "test_webhook", "retry_delivery", "get_event"} <= swept
+    assert {"recover_webhook", "get_recovery", "cancel_recovery"} <= swept
     own = await api.acme.get(f"/deliveries/{acme.ids['attempt_id']}")
     assert own.status_code == 200  # the ids that were tried are good ones
 

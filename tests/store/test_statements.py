@@ -20,7 +20,10 @@ from daemon.store.sessions import HOT
 
 _STATEMENT: Final = re.compile(r"\s*(--.*\n\s*)*(SELECT|INSERT|UPDATE|DELETE|WITH)\b")
 _PARAMETER: Final = re.compile(r"%\((\w+)\)s")
-_FRAGMENTS: Final = {"deliveries._COLUMNS"}
+_FRAGMENTS: Final = {
+    "deliveries._COLUMNS", "recoveries._COLUMNS", "recovery_walk._FAILED", "recovery_walk._EMITTED",
+    "recovery_walk._FIND", "recovery_walk._COUNT",
+}  # fmt: skip
 """Constants that are the beginning of others."""
 _TODAY: Final = sql.Identifier("dealix", f"events_{datetime.now(UTC):%Y%m%d}")
 
