@@ -16,11 +16,13 @@ from typing import Any, Final
 
 import psycopg
 
-THREADS: Final = 4
+THREADS: Final = 6
 ROLLED_BACK: Final = 0.2
 MEAN_HOLD_S: Final = 0.01
 """How long a transaction stays open after its emit, on average: commits come in another order than emits."""
 PAUSE_S: Final = 0.05
+MAX_BYTES: Final = 64_000
+"""The largest payload; half of them are under 400 bytes."""
 TYPES: Final = ("deal.won", "lead.created")
 EMIT: Final = """
     WITH emitted AS (SELECT * FROM dealix.emit(%(customer_id)s, %(event_type)s, %(payload)s::text))
@@ -67,7 +69,7 @@ def transact(
     values = {
         "customer_id": chance.choice(customers),
         "event_type": chance.choice(TYPES),
-        "payload": json.dumps({**data, "filler": "x" * int(chance.paretovariate(1.2) * 100 % 4000)}),
+        "payload": json.dumps({**data, "filler": "x" * min(int(chance.paretovariate(1.1) * 200), MAX_BYTES)}),
     }
     row = connection.execute(EMIT, values).fetchone()
     assert row is not None

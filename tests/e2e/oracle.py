@@ -10,7 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tests.e2e.scene import Scene
+from tests.e2e.scene import Scene, Subscribed
 from tests.e2e.traffic import Receipt
 from tests.support.daemon_process import until
 
@@ -19,19 +19,37 @@ Claim = tuple[str, str, int]
 LOOK_S: Final = 0.1
 
 
+ARRIVING_S: Final = 0.3
+"""What a busy machine may add between the start of a POST and its last byte at the receiver."""
+SILENT_S: Final = 1.0
+"""No POST starts later than this after its subscription was disabled."""
+ENDS: Final = {"delivered", "failed", "exhausted", "expired", "gone"}
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A row of the delivery log: how the attempt ended, and whether an answer came."""
+
+    outcome: str
+    status: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What the numbers came to. `logged` is the delivery log: outcome by event, endpoint's name and attempt."""
 
+    events: int
     duties: int
     receipts: int
     repeated: frozenset[Claim]
-    """Attempts after which the same duty was received once more: each is one duplicate."""
+    """Attempts that the receiver took, and after which the same duty came once more: each is one duplicate."""
     logged: dict[Claim, str]
+    lost: int = 0
+    """Duties that nobody answered and nothing accounts for. `judge` fails where there is one; so it is a measured 0."""
 
     @property
     def duplicates(self) -> int:
-        return self.receipts - self.duties
+        return len(self.repeated)
 
     @property
     def interrupted(self) -> set[Claim]:
@@ -39,61 +57,117 @@ class Verdict:
 
 
 def expected(scene: Scene) -> set[Duty]:
-    """Every committed event for each subscription that wants it. All of them are enabled all the time."""
+    """Every committed event for each subscription that wants it. Those that are healthy are enabled all the time."""
     duties: set[Duty] = set()
+    by_customer: defaultdict[str, list[Subscribed]] = defaultdict(list)
+    for subscribed in scene.subscribed:
+        by_customer[subscribed.customer_id].append(subscribed)
     for event_id, customer_id, event_type, matched in scene.rows("SELECT * FROM ledger"):
-        wanted = [
-            (event_id, s.name)
-            for s in scene.subscribed
-            if s.customer_id == customer_id and (not s.events or event_type in s.events)
-        ]
+        wanted = [s for s in by_customer[customer_id] if not s.events or event_type in s.events]
+        if matched == 0 and not all(s.healthy for s in wanted):
+            continue  # disabled when the event was emitted
         assert len(wanted) == matched, f"{event_id} matched {matched} subscriptions, not {len(wanted)}"
-        duties.update(wanted)
+        duties.update((event_id, s.name) for s in wanted)
     return duties
 
 
+def owed(scene: Scene) -> set[Duty]:
+    """Those of the duties that have to end with a 2xx, since nothing is wrong with the endpoint."""
+    healthy = {s.name for s in scene.subscribed if s.healthy}
+    return {duty for duty in expected(scene) if duty[1] in healthy}
+
+
 def wait_until_arrived(scene: Scene, *, within_s: float = 15.0) -> None:
-    """Wait until each duty of this moment was answered with 2xx."""
-    duties = expected(scene)
+    """Wait until each duty of this moment to a healthy endpoint was answered with 2xx."""
+    duties = owed(scene)
     until(lambda: duties <= scene.receiver.answered(), within_s=within_s, what="every event at every endpoint")
 
 
 def wait_until_done(scene: Scene, *, within_s: float) -> None:
-    """Wait until each duty was answered with 2xx and the product has nothing left to do."""
+    """Wait until each duty was answered with 2xx and the product has nothing left to do for healthy endpoints."""
     wait_until_arrived(scene, within_s=within_s)
-    until(
-        lambda: scene.rows("SELECT count(*) FROM dealix.deliveries UNION SELECT count(*) FROM dealix.outbox") == [(0,)],
-        within_s=within_s,
-        what="everything recorded",
-    )
+    healthy = [s.id for s in scene.subscribed if s.healthy]
+    until(lambda: scene.rows(LEFT, [healthy]) == [(0,)], within_s=within_s, what="everything recorded")
+
+
+LEFT: Final = """
+    SELECT (SELECT count(*) FROM dealix.deliveries WHERE subscription_id = ANY (%s))
+         + (SELECT count(*) FROM dealix.outbox)
+"""
 
 
 def judge(scene: Scene, *, within_s: float = 15.0) -> Verdict:
     """Wait for the end, then check what holds whatever was killed: nothing lost, foreign, changed or unlogged."""
     wait_until_done(scene, within_s=within_s)
     duties = expected(scene)
+    rows, receipts = read_log(scene), scene.receiver.receipts()
+    repeated = _judge_receipts(scene, duties, receipts)
+    _judge_log(scene, rows, receipts)
+    _judge_silences(scene, receipts)
+    lost = duties - _accounted_for(scene, rows)
+    assert not lost, f"lost: {lost}"
+    log = {claim: row.outcome for claim, row in rows.items()}
+    return Verdict(len({event_id for event_id, _ in duties}), len(duties), len(receipts), repeated, log, len(lost))
+
+
+def _judge_receipts(scene: Scene, duties: set[Duty], receipts: list[Receipt]) -> frozenset[Claim]:
     by_duty: defaultdict[Duty, list[Receipt]] = defaultdict(list)
-    receipts = scene.receiver.receipts()
     for receipt in receipts:
         by_duty[receipt.duty].append(receipt)
-    assert by_duty.keys() == duties, "something was sent that no committed transaction had emitted for that endpoint"
+        assert receipt.signed is not False, f"{receipt.claim}: signed with another secret, or not just now"
+    foreign = by_duty.keys() - duties
+    assert not foreign, f"something was sent that no committed transaction had emitted for that endpoint: {foreign}"
     repeated: set[Claim] = set()
     for duty, found in by_duty.items():
         assert len({r.sha256 for r in found}) == 1, f"{duty}: not the same bytes on each attempt"
         attempts = [r.attempt for r in found]
         assert attempts == sorted(set(attempts)), f"{duty}: attempts were received in the order {attempts}"
-        repeated.update((*duty, attempt) for attempt in attempts[:-1])
-    log = logged(scene)
-    unlogged = {(r.event_id, r.name, r.attempt) for r in receipts} - log.keys()
+        repeated.update(r.claim for r in found[:-1] if r.is_success)
+    return frozenset(repeated)
+
+
+def _judge_log(scene: Scene, rows: dict[Claim, Logged], receipts: list[Receipt]) -> None:
+    unlogged = {r.claim for r in receipts} - rows.keys() - scene.claims()
     assert not unlogged, f"received, but not in the log: {unlogged}"
-    assert "exhausted" not in log.values()
-    return Verdict(len(duties), len(receipts), frozenset(repeated), log)
+    answers = {r.claim: r.status for _, r in scene.receiver.answers()}
+    for claim, row in rows.items():
+        if row.status is not None:
+            assert row.status == answers.get(claim), f"{claim}: logged {row.status}, answered {answers.get(claim)}"
+    healthy = {s.name for s in scene.subscribed if s.healthy}
+    given_up = {claim for claim, row in rows.items() if row.outcome in {"failed", "exhausted"} and claim[1] in healthy}
+    assert not given_up, f"given up, though nothing was wrong with the endpoint: {given_up}"
+
+
+def _judge_silences(scene: Scene, receipts: list[Receipt]) -> None:
+    for silence in scene.silences:
+        late = [
+            r.at - silence.since
+            for r in receipts
+            if r.name == silence.name and silence.since + SILENT_S + ARRIVING_S < r.at < silence.until
+        ]
+        assert not late, f"{silence.name}: {len(late)} requests after it was disabled, the last {max(late):.2f} s after"
+
+
+def _accounted_for(scene: Scene, rows: dict[Claim, Logged]) -> set[Duty]:
+    """What was answered with 2xx, ended in the log, or is still to be done (held, or waiting for its next attempt)."""
+    names = {s.id: s.name for s in scene.subscribed}
+    pending = scene.rows("SELECT event_id, subscription_id FROM dealix.deliveries")
+    ended = {(event_id, name) for (event_id, name, _), row in rows.items() if row.outcome in ENDS}
+    return scene.receiver.answered() | ended | {(event_id, names[one]) for event_id, one in pending}
+
+
+def read_log(scene: Scene) -> dict[Claim, Logged]:
+    """The delivery log by event, endpoint's name and attempt."""
+    names = {s.id: s.name for s in scene.subscribed}
+    rows: list[Any] = scene.rows("SELECT event_id, subscription_id, attempt, outcome, status_code FROM dealix.attempts")
+    log = {
+        (event_id, names[subscription_id], attempt): Logged(outcome, status)
+        for event_id, subscription_id, attempt, outcome, status in rows
+    }
+    assert len(log) == len(rows), "an attempt is in the log twice"
+    return log
 
 
 def logged(scene: Scene) -> dict[Claim, str]:
     """The delivery log: outcome by event, endpoint's name and attempt."""
-    names = {s.id: s.name for s in scene.subscribed}
-    rows: list[Any] = scene.rows("SELECT event_id, subscription_id, attempt, outcome FROM dealix.attempts")
-    log = {(event_id, names[subscription_id], attempt): outcome for event_id, subscription_id, attempt, outcome in rows}
-    assert len(log) == len(rows), "an attempt is in the log twice"
-    return log
+    return {claim: row.outcome for claim, row in read_log(scene).items()}

@@ -1,22 +1,45 @@
 """Run as a program of its own: the endpoints of all customers, on one port, and a book of every request.
 
-The path says how it is answered: `/<name>/<status>/<milliseconds>`. Standard output has the port, then a JSON line
-when a request is complete and another when its answer was handed to the kernel. Ends when standard input ends.
+The path says how it is answered: `/<name>/<answer>/<milliseconds>`, where the answer is a status or a way to fail:
+`flap` (200 or 500), `hang`, `drip` (a byte now and then), `reset`. Standard output has the port, then a JSON line when
+a request is complete and another when its answer was handed to the kernel. Standard input takes a JSON line for each
+name whose signatures are to be judged, `{"name": …, "secret": …}`, or that answers otherwise from now on,
+`{"name": …, "answer": …}`; the program ends with it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
+import hmac
 import json
+import random
+import socket
+import struct
 import sys
 import time
+from typing import Final
+
+LIMIT: Final = 1 << 20
+DRIP_S: Final = 0.5
+STALE_S: Final = 5.0
+"""How old the time in a signature may be when the request is complete."""
+
+secrets: Final[dict[str, str]] = {}
+changed: Final[dict[str, str]] = {}
 
 
 async def main() -> None:
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=1000)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=1000, limit=LIMIT)
     say(port=server.sockets[0].getsockname()[1])
-    await asyncio.to_thread(sys.stdin.read)
+    await asyncio.to_thread(obey)
+
+
+def obey() -> None:
+    for line in sys.stdin:
+        told = json.loads(line)
+        (secrets if "secret" in told else changed)[told["name"]] = told.get("secret") or told["answer"]
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -25,24 +48,60 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             head = await reader.readuntil(b"\r\n\r\n")
             path, headers = parse(head)
             body = await reader.readexactly(int(headers["content-length"]))
-            name, status, delay_ms = path.strip("/").split("/")
+            name, answer, delay_ms = path.strip("/").split("/")
+            answer = changed.get(name, answer)
+            if answer == "flap":
+                answer = random.choice(("200", "500"))
             request = {
                 "name": name,
                 "event_id": headers["webhook-id"],
                 "attempt": int(headers["dealix-delivery-attempt"]),
                 "sha256": hashlib.sha256(body).hexdigest(),
-                "status": int(status),
+                "status": int(answer) if answer.isdigit() else 0,
             }
-            say(t=time.monotonic(), state="received", **request)
+            say(t=time.monotonic(), state="received", signed=is_signed(name, headers, body), **request)
             await asyncio.sleep(int(delay_ms) / 1000)
+            if not answer.isdigit():
+                await fail(answer, reader, writer)
+                break
             # Said before it is written: whatever the daemon can have read stands in the book.
             say(t=time.monotonic(), state="answered", **request)
-            writer.write(f"HTTP/1.1 {status} Told\r\nContent-Length: 0\r\n\r\n".encode())
+            writer.write(f"HTTP/1.1 {answer} Told\r\nContent-Length: 0\r\n\r\n".encode())
             await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError):
         pass  # the client has left
     finally:
         writer.close()
+
+
+async def fail(how: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Give no whole answer, until the client has left."""
+    if how == "hang":
+        await reader.read()
+    elif how == "drip":
+        for byte in b"HTTP/1.1 200 OK\r\nServer: one of the slow\r\nContent-Length: 0\r\n\r\n":
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(DRIP_S)
+    else:
+        connection: socket.socket = writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def is_signed(name: str, headers: dict[str, str], body: bytes) -> bool | None:
+    """Whether both signatures are those of the secret, made just now; None where the secret is not known."""
+    if name not in secrets:
+        return None
+    secret = secrets[name]
+    stamp = headers["webhook-timestamp"]
+    own = hmac.new(secret.encode(), f"{stamp}.".encode() + body, "sha256").hexdigest()
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    signed = hmac.new(key, f"{headers['webhook-id']}.{stamp}.".encode() + body, "sha256").digest()
+    return (
+        headers["dealix-signature"] == f"t={stamp},v1={own}"
+        and headers["webhook-signature"] == f"v1,{base64.b64encode(signed).decode()}"
+        and abs(time.time() - int(stamp)) <= STALE_S
+    )
 
 
 def parse(head: bytes) -> tuple[str, dict[str, str]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import httpx
@@ -25,12 +27,26 @@ LEDGER: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Subscribed:
-    """One subscription. Its endpoint is known to the receiver by `name`. Without `events` it wants all types."""
+    """One subscription. Its endpoint is known to the receiver by `name`. Without `events` it wants all types.
+
+    One that is not `healthy` fails or is disabled at times, and is the only one of its customer: what an event matched
+    then tells whether it was disabled.
+    """
 
     id: str
     name: str
     customer_id: str
     events: tuple[str, ...]
+    healthy: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """A subscription was disabled or deleted: the API said so at `since`, and it came back at `until`."""
+
+    name: str
+    since: float
+    until: float = math.inf
 
 
 @dataclass
@@ -40,6 +56,7 @@ class Scene:
     url: str
     receiver: Receiver
     subscribed: list[Subscribed] = field(default_factory=list[Subscribed])
+    silences: list[Silence] = field(default_factory=list[Silence])
 
     def open(self) -> None:
         """The application's ledger and an ops key. The schema must be there."""
@@ -58,10 +75,11 @@ class Scene:
         customer_id: str = "acme",
         *,
         events: Sequence[str] = (),
-        status: int = 200,
+        status: int | str = 200,
         delay_ms: int = 3,
+        healthy: bool = True,
     ) -> Subscribed:
-        """A new subscription, registered as a customer does it."""
+        """A new subscription, registered as a customer does it; the receiver learns its secret."""
         name = f"s{len(self.subscribed) + 1}"
         asked = {
             "customer_id": customer_id,
@@ -70,9 +88,22 @@ class Scene:
         }
         answer = httpx.post(f"{daemon.api}/api/v1/ecosystem/webhooks", json=asked, headers=AUTHORIZED, timeout=API_S)
         assert answer.status_code == 201, answer.text
-        made = Subscribed(answer.json()["id"], name, customer_id, tuple(events))
+        self.receiver.tell(name, secret=answer.json()["secret"])
+        made = Subscribed(answer.json()["id"], name, customer_id, tuple(events), healthy)
         self.subscribed.append(made)
         return made
+
+    def switch(self, daemon: DaemonProcess, subscribed: Subscribed, *, enabled: bool) -> None:
+        """Disable a subscription, or enable it again: in between it is silent."""
+        url = f"{daemon.api}/api/v1/ecosystem/webhooks/{subscribed.id}"
+        asked_at = time.monotonic()
+        answer = httpx.patch(url, json={"enabled": enabled}, headers=AUTHORIZED, timeout=API_S)
+        assert answer.status_code == 200, answer.text
+        if not enabled:
+            self.silences.append(Silence(subscribed.name, time.monotonic()))
+            return
+        (index,) = [n for n, s in enumerate(self.silences) if s.name == subscribed.name and s.until == math.inf]
+        self.silences[index] = replace(self.silences[index], until=asked_at)
 
     # -- in SQL -----------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from tests.support.daemon_process import ROOT, spawn, until
 
@@ -45,24 +45,45 @@ class Receipt:
     attempt: int
     sha256: str
     status: int
+    """What it was to be answered with; 0 where there was to be no answer."""
+    signed: bool | None = None
+    """Whether both signatures hold; None where the receiver does not know the secret."""
 
     @property
     def duty(self) -> tuple[str, str]:
         """Which event to which subscription."""
         return self.event_id, self.name
 
+    @property
+    def claim(self) -> tuple[str, str, int]:
+        """Which attempt at the duty."""
+        return self.event_id, self.name, self.attempt
+
+    @property
+    def is_success(self) -> bool:
+        return 200 <= self.status < 300
+
 
 class Receiver:
     """The receiver program. `url("s1", delay_ms=5)` is an endpoint whose receipts have the name s1."""
 
-    def __init__(self, port: int, book: Book) -> None:
+    def __init__(self, port: int, book: Book, commands: IO[bytes] | None = None) -> None:
         self.port = port
         self._book = book
+        self._commands = commands
         self._receipts: list[Receipt] = []
         self._answered: set[tuple[str, str]] = set()
+        self._closed: list[tuple[float, Receipt]] = []
 
-    def url(self, name: str, *, status: int = 200, delay_ms: int = 3) -> str:
+    def url(self, name: str, *, status: int | str = 200, delay_ms: int = 3) -> str:
+        """`status` may be a way to fail: flap, hang, drip, reset."""
         return f"http://127.0.0.1:{self.port}/{name}/{status}/{delay_ms}"
+
+    def tell(self, name: str, **told: str) -> None:
+        """The `secret` of an endpoint, or the `answer` that it gives from now on."""
+        assert self._commands is not None
+        self._commands.write(json.dumps({"name": name, **told}).encode() + b"\n")
+        self._commands.flush()
 
     def receipts(self, name: str | None = None) -> list[Receipt]:
         """Every request so far (to one endpoint), in the order in which they were complete."""
@@ -79,6 +100,11 @@ class Receiver:
         self._read()
         return self._answered
 
+    def answers(self) -> list[tuple[float, Receipt]]:
+        """When which request was answered."""
+        self._read()
+        return self._closed
+
     def wait_for(self, count: int, name: str | None = None, *, within_s: float = 10.0) -> list[Receipt]:
         """The receipts (of one endpoint), as soon as there are `count`."""
 
@@ -91,11 +117,19 @@ class Receiver:
     def _read(self) -> None:
         for line in self._book.news():
             receipt = Receipt(
-                line["t"], line["name"], line["event_id"], line["attempt"], line["sha256"], line["status"]
+                line["t"],
+                line["name"],
+                line["event_id"],
+                line["attempt"],
+                line["sha256"],
+                line["status"],
+                line.get("signed"),
             )
             if line["state"] == "received":
                 self._receipts.append(receipt)
-            elif 200 <= receipt.status < 300:
+                continue
+            self._closed.append((line["t"], receipt))
+            if receipt.is_success:
                 self._answered.add(receipt.duty)
 
 
@@ -128,9 +162,9 @@ class Emitter:
 @contextmanager
 def open_receiver(directory: Path) -> Generator[Receiver]:
     """A receiver that ends with the block."""
-    with _program("receiver_program.py", [], directory) as (_, book):
+    with _program("receiver_program.py", [], directory) as (process, book):
         first = until(book.news, within_s=END_S, what="the receiver's port")[0]
-        yield Receiver(first["port"], book)
+        yield Receiver(first["port"], book, process.stdin)
 
 
 @contextmanager
