@@ -33,6 +33,7 @@ TITLES: Final = {
     415: "Unsupported media type",
     422: "Invalid value",
     429: "Too many requests",
+    431: "Header too large",
     500: "Internal error",
     503: "Temporarily unavailable",
 }
@@ -42,13 +43,15 @@ _CODES: Final = {
     405: "method_not_allowed",
     408: "request_timeout",
     413: "body_too_large",
+    431: "header_too_large",
 }
 _DETAILS: Final = {
     400: "The request could not be read.",
     404: "There is nothing at this address.",
     405: "This address does not know the method; the Allow header names those it knows.",
-    408: "The request's body did not come in time.",
+    408: "The request did not come in time.",
     413: "The body is larger than 1 MiB.",
+    431: "The request's line and header fields are larger than 16 KiB.",
 }
 
 
@@ -122,6 +125,13 @@ def unavailable(code: str, detail: str) -> Problem:
     return Problem(503, code, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
+def problem_of(status: int, headers: Mapping[str, str] | None = None) -> Problem:
+    """The answer where nothing but the status is known: what the server or the framework refuses by itself."""
+    return Problem(
+        status, _CODES.get(status, "refused"), _DETAILS.get(status, "The request was refused."), headers=headers
+    )
+
+
 def install(app: QuartTrio) -> None:
     """Have every way in which a request can fail answered as a problem."""
     app.register_error_handler(Problem, _on_problem)
@@ -149,11 +159,8 @@ async def _on_outage(outage: DatabaseUnavailable) -> Response:
 
 async def _on_http_exception(error: HTTPException) -> Response:
     """What Quart and Werkzeug refuse by themselves: routing, the body's size and pace."""
-    status = error.code or 500
     headers = {name: value for name, value in error.get_headers() if name in {"Allow", "Retry-After"}}
-    return Problem(
-        status, _CODES.get(status, "refused"), _DETAILS.get(status, "The request was refused."), headers=headers
-    ).response()
+    return problem_of(error.code or 500, headers).response()
 
 
 async def _on_bug(error: Exception) -> Response:

@@ -34,9 +34,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """One request, or the server's start and stop."""
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1000, "reason": None})
-        elif scope["type"] != "http":
+        if scope["type"] != "http":
             await self._inner(scope, receive, send)
         elif (problem := _fault(scope)) is not None:
             await _answer(send, problem)
@@ -52,6 +50,7 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._request_ended = trio.Event()
+        self._answering = False
         self._answered = False
 
     async def receive(self) -> ASGIReceiveEvent:
@@ -61,12 +60,16 @@ class _Exchange:
             if self._answered:
                 await trio.sleep_forever()  # the application ends by itself, when its last send returns
             self._request_ended.set()
-        elif message["type"] == "http.request" and not message["more_body"]:
-            self._request_ended.set()
+        elif message["type"] == "http.request":
+            if not message["more_body"]:
+                self._request_ended.set()
+            if self._answering:  # nobody wants it any more, and Quart would keep it
+                message["body"] = b""
         return message
 
     async def send(self, message: ASGISendEvent) -> None:
         """Pass a message on; the last one, which is empty, only when the request has been read to its end."""
+        self._answering = True
         if message["type"] == "http.response.body" and not message["more_body"]:
             with trio.move_on_after(UNREAD_BODY_S):
                 await self._request_ended.wait()

@@ -9,38 +9,19 @@ import httpx
 import pytest
 import trio
 
+from api.connection import Limits
 from api.server import listen
 from daemon.errors import SettingsInvalid
 from tests.support.api import BASE, Served, open_api
 from tests.support.log import Row, write
+from tests.support.wire import answer_to, one_answer
 
+GET: Final = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 BODY: Final = b'{"events": []}'
 HEAD: Final = (
     b"PATCH " + BASE.encode() + b"/events/emit/batch HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     b"Content-Length: 14\r\n\r\n"
 )
-
-
-async def answer_to(served: Served, request: bytes, *, within_s: float = 5.0) -> tuple[int, bytes]:
-    """Status and body of what comes back for these bytes, read until the server closes or falls silent."""
-    with trio.fail_after(within_s):
-        stream = await trio.open_tcp_stream("127.0.0.1", served.port)
-        async with stream:
-            await stream.send_all(request)
-            return await one_answer(stream)
-
-
-async def one_answer(stream: trio.SocketStream) -> tuple[int, bytes]:
-    data = b""
-    while b"\r\n\r\n" not in data:
-        chunk = await stream.receive_some()
-        assert chunk, f"closed after {data!r}"
-        data += chunk
-    head, _, body = data.partition(b"\r\n\r\n")
-    fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
-    while len(body) < int(fields[b"content-length"]):
-        body += await stream.receive_some()
-    return int(head.split(b" ")[1]), body
 
 
 async def test_a_connection_answered_before_its_body_came_is_used_again(api: Served) -> None:
@@ -102,7 +83,6 @@ NOT_QUITE_HTTP: Final = [
     b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
     b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
     b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    b"GET /healthz HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
     b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
     b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 200_000 + b"\r\n\r\n",
@@ -111,20 +91,21 @@ NOT_QUITE_HTTP: Final = [
 
 async def test_a_request_that_is_not_http_as_it_should_be_is_a_4xx_and_others_are_served(api: Served) -> None:
     for head in NOT_QUITE_HTTP:
-        status, _ = await answer_to(api, head)
+        status, body = await answer_to(api, head)
         assert 400 <= status < 500, head[:80]
+        assert json.loads(body)["status"] == status
         assert (await api.client.get("/healthz")).status_code == 200
 
 
-async def test_a_websocket_is_refused(api: Served) -> None:
+async def test_a_wish_for_websockets_is_not_heard(api: Served) -> None:
     upgrade = b"Upgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n"
     upgrade += b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-    assert (await answer_to(api, b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + upgrade + b"\r\n"))[0] == 403
+    assert await answer_to(api, GET[:-2] + upgrade + b"\r\n") == (200, b'{"status":"ok"}')
 
 
 async def test_a_head_that_comes_too_slowly_and_an_idle_connection_are_closed(migrated_database: str) -> None:
     with trio.fail_after(20):
-        async with open_api(migrated_database, idle_s=0.3) as served:
+        async with open_api(migrated_database, limits=Limits(head_s=0.3, idle_s=0.3)) as served:
             for sent in (b"GET /healthz HTTP/1.1\r\nHo", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
                 stream = await trio.open_tcp_stream("127.0.0.1", served.port)
                 async with stream:
@@ -156,6 +137,26 @@ async def test_a_stop_lets_the_request_in_flight_end_and_refuses_new_connections
     assert answers[0].json()["pending"] == 1
 
 
+async def test_a_stop_answers_the_request_that_was_on_its_way_and_closes_idle_connections(api: Served) -> None:
+    streams = [await trio.open_tcp_stream("127.0.0.1", api.port) for _ in range(3)]
+    used, fresh, idle = streams
+    for stream in (used, idle):
+        await stream.send_all(GET)
+        assert (await one_answer(stream))[0] == 200
+    api.stop.set()
+    await trio.sleep(0.1)
+    for stream in (used, fresh):
+        await stream.send_all(GET)
+        with trio.fail_after(5):
+            answer = await stream.receive_some()
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert b"connection: close" in answer
+    with trio.fail_after(5):
+        assert await idle.receive_some() == b""
+    for stream in streams:
+        await stream.aclose()
+
+
 async def test_a_client_who_leaves_takes_its_request_along(api: Served, caplog: pytest.LogCaptureFixture) -> None:
     await api.acme.subscribe()
     event = {"customer_id": "acme", "event_type": "deal.won"}
@@ -171,7 +172,7 @@ async def test_a_client_who_leaves_takes_its_request_along(api: Served, caplog: 
 
 async def test_a_peer_who_takes_no_answers_cannot_hold_up_the_stop(migrated_database: str) -> None:
     with trio.fail_after(30):
-        async with open_api(migrated_database, unread_ms=1000) as served:
+        async with open_api(migrated_database, limits=Limits(send_s=1.0)) as served:
             async with served.pool.connection(10) as conn:
                 await write(conn, [Row("whk_" + "1" * 24, f"e{n}", error="x" * 4000) for n in range(500)])
             stream = await trio.open_tcp_stream("127.0.0.1", served.port)

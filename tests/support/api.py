@@ -14,6 +14,7 @@ import trio
 from quart_trio import QuartTrio
 
 from api.app import create_app
+from api.connection import Limits
 from api.server import listen, serve
 from api.services import Services
 from daemon.actors.engine import Engine
@@ -113,8 +114,7 @@ async def open_api(
     url: str,
     *,
     working: bool = False,
-    idle_s: float = 15.0,
-    unread_ms: int = 20_000,
+    limits: Limits = Limits(),  # noqa: B008 frozen
     sender: Sender | None = None,
     **groups: dict[str, Any],
 ) -> AsyncGenerator[Served]:
@@ -136,7 +136,7 @@ async def open_api(
                 nursery.start_soon(engine.run, stop.wait)
                 await engine.listening()
             (served_at,) = await nursery.start(
-                partial(serve, app, [listen("127.0.0.1:0", unread_ms=unread_ms)], stop=stop, grace_s=2, idle_s=idle_s)
+                partial(serve, app, [listen("127.0.0.1:0")], stop=stop, grace_s=2, limits=limits)
             )
             async with httpx.AsyncClient(base_url=served_at, timeout=20, trust_env=False) as client:
                 try:

@@ -1,0 +1,192 @@
+"""One client's connection: Hypercorn's HTTP/1.1 between its socket and the application, with every wait bounded.
+
+Hypercorn's own connection waits without a limit for a peer who does not read what it asked for, changes to HTTP/2 for
+whoever asks, and answers what is no HTTP without a word. Its protocol class is kept, this stands in for the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import h11
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper, ConnectionState
+from hypercorn.utils import parse_socket_addr  # pyright: ignore[reportUnknownVariableType] a bare tuple
+
+from api.errors import MEDIA_TYPE, problem_of
+
+RECEIVE_BYTES: Final = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What strangers may take. Seconds, but for `connections`."""
+
+    connections: int = 512
+    """Places for all clients. A request holds up to 1 MiB of body: half a gigabyte is the most that they can fill."""
+    head_s: float = 10.0
+    """How long the first request's head may take to come, counted from the connect."""
+    idle_s: float = 15.0
+    """How long a connection may be idle between two requests; the next one's head has to be there by then."""
+    send_s: float = 20.0
+    """How long the peer may leave an answer unread, or read it drop by drop."""
+    linger_s: float = 1.0
+    """How long we go on reading, and throwing away, after the last answer: to close on unread bytes would reset the
+    connection, and the answer with it."""
+    last_s: float = 0.5
+    """At a stop: how long a connection between two requests still gets for one that is on its way."""
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1 and nothing else, with a problem document for what is not HTTP."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """No change to HTTP/2."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        """No change to websockets or anything else either: RFC 9110, section 7.8, lets a server ignore the wish."""
+        fields = [(name, value) for name, value in request.headers if name != b"upgrade"]
+        if len(fields) < len(request.headers):
+            request = h11.Request(
+                method=request.method, target=request.target, headers=fields, http_version=request.http_version
+            )
+        await super()._create_stream(request)
+
+    async def _send_error_response(self, status_code: int) -> None:
+        body = problem_of(status_code).body()
+        headers = [
+            (b"content-type", MEDIA_TYPE.encode()),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+            *self.config.response_headers("h11"),
+        ]
+        await self._send_h11_event(h11.Response(status_code=status_code, headers=headers))
+        await self._send_h11_event(h11.Data(data=body))
+        await self._send_h11_event(h11.EndOfMessage())
+
+    async def refuse_slow_head(self) -> None:
+        """408 where a part of a request's head has come; who has sent nothing is owed nothing (RFC 9110, 15.5.9)."""
+        if self.connection.our_state is h11.IDLE and self.connection.trailing_data[0]:
+            await self._send_error_response(408)
+
+    @property
+    def awaits_client(self) -> bool:
+        """Whether it is the client's turn: a request's head, or the rest of its body, has not come yet."""
+        return self.connection.their_state in {h11.IDLE, h11.SEND_BODY}
+
+
+class Connection:
+    """Serves one client until it leaves, is too slow, or is told to go."""
+
+    def __init__(
+        self, stream: trio.SocketStream, app: AppWrapper, config: Config, context: WorkerContext, limits: Limits
+    ) -> None:
+        self._stream = stream
+        self._app = app
+        self._config = config
+        self._context = context
+        self._limits = limits
+        self._writing = trio.Lock()
+        self._reading = trio.CancelScope()
+        self._protocol: Protocol | None = None
+        self._closing = False
+        self._due = trio.current_time() + limits.head_s
+        self.waiting_since = trio.current_time()
+        """Since when the head or, after it, the body of the present request is waited for."""
+
+    @property
+    def can_go(self) -> bool:
+        """Whether it may be closed to make room: nothing of ours is under way."""
+        return not self._closing and (self._protocol is None or self._protocol.awaits_client)
+
+    def close_soon(self, within_s: float = 0.0) -> None:
+        """End it, unless a request is answered until then: that is then the last one."""
+        self._closing = self._closing or within_s <= 0
+        self._expire_at(min(self._due, trio.current_time() + within_s))
+
+    async def run(self) -> None:
+        """Until the end of the connection, which is closed then."""
+        sock = self._stream.socket
+        try:
+            client, server = sock.getpeername(), sock.getsockname()
+            async with TaskGroup() as tasks:
+                self._protocol = Protocol(
+                    self._app,
+                    self._config,
+                    self._context,
+                    tasks,
+                    ConnectionState({}),
+                    ssl=False,
+                    client=parse_socket_addr(sock.family, client),
+                    server=parse_socket_addr(sock.family, server),
+                    send=self._send,
+                )
+                await self._read(self._protocol)
+        except OSError:
+            pass  # it was gone before it began
+        finally:
+            sock.close()
+
+    async def _read(self, protocol: Protocol) -> None:
+        while data := await self._receive():
+            if not self._closing:
+                await protocol.handle(RawData(data))
+        if self._reading.cancelled_caught and not self._closing:
+            await protocol.refuse_slow_head()
+        await protocol.handle(Closed())
+
+    async def _receive(self) -> bytes:
+        """What comes next; nothing at the end, and when the time for it is over."""
+        with trio.CancelScope(deadline=self._due) as self._reading:
+            try:
+                return bytes(await self._stream.receive_some(RECEIVE_BYTES))
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return b""
+        return b""
+
+    def _expire_at(self, due: float) -> None:
+        self._due = self._reading.deadline = due
+
+    # -- what the protocol wants, from the reading task and from the application's ------------------------------------
+
+    async def _send(self, event: Event) -> None:
+        if isinstance(event, RawData):
+            await self._write(event.data)
+        elif isinstance(event, Updated):
+            self.waiting_since = trio.current_time()
+            self._expire_at(self.waiting_since + self._limits.idle_s if event.idle else math.inf)
+        elif isinstance(event, Closed):
+            await self._finish()
+
+    async def _write(self, data: bytes) -> None:
+        async with self._writing:
+            sent = False
+            try:
+                with trio.move_on_after(self._limits.send_s):
+                    await self._stream.send_all(data)
+                    sent = True
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+            finally:
+                if not sent:  # also where we were cancelled: half an answer leaves nothing to go on with
+                    self._stream.socket.close()
+        if not sent and self._protocol is not None:
+            await self._protocol.handle(Closed())
+
+    async def _finish(self) -> None:
+        self._closing = True
+        self._expire_at(trio.current_time() + self._limits.linger_s)
+        async with self._writing:
+            try:
+                await self._stream.send_eof()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self._stream.socket.close()
+        if self._protocol is not None:
+            await self._protocol.handle(Closed())
