@@ -1,4 +1,7 @@
-"""What the floors hand each other: frozen values without behaviour of their own."""
+"""What the floors hand each other: frozen values without behaviour of their own.
+
+Those that are made for every delivery are msgspec structs: a frozen dataclass of nine fields costs 1.3 µs to make, 0.1.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,7 @@ ErrorKind = Literal["dns", "connect", "tls", "timeout", "blocked", "protocol", "
 an address that must not be connected to, an answer that is not HTTP, or a connection that ended too early."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """What one HTTP exchange came to. Every field is fit to be shown to the customer and to be stored.
 
     Exactly one of `status_code` and `error_kind` is None. `status_code` (200-599) is there as soon as a complete
@@ -36,8 +38,7 @@ class Outcome:
     retry_after: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, gc=False):
     """An event as it is sent: `body` is the whole envelope, made once and shared by all its deliveries."""
 
     id: EventId
@@ -47,8 +48,7 @@ class Event:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """A delivery that this daemon has claimed: attempt number `attempt` is on record and is its to make.
 
     `steps` of the retry schedule were used before. `version` is the subscription's configuration as the claim saw it.
@@ -65,8 +65,7 @@ class Claim:
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(msgspec.Struct, frozen=True, gc=False):
     """A claim with the event it is about: what an actor's mailbox holds. `term` is the fence's when it was claimed."""
 
     claim: Claim

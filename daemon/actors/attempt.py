@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 import trio
 
 from config.settings import Egress
@@ -133,7 +133,9 @@ class Attempt:
             duration_ms=outcome.duration_ms,
             signature=signed.dealix if signed else None,
             webhook_signature=signed.webhook if signed else None,
-            response_headers=json.dumps(outcome.response_headers) if outcome.response_headers else None,
+            response_headers=msgspec.json.encode(outcome.response_headers).decode()
+            if outcome.response_headers
+            else None,
             response_body=outcome.response_body or None,
             response_truncated=outcome.response_truncated,
             gone=decision.result == "gone",

@@ -49,6 +49,9 @@ class Limits:
     cooldown_s: float
 
 
+_CLOSED: Final = Closed()
+
+
 def may_start(breaker: Breaker, now: float) -> bool:
     """Whether a request may start now. From Open, only as the probe: the caller then calls `probe`."""
     return isinstance(breaker, Closed) or (isinstance(breaker, Open) and now >= breaker.until)
@@ -61,7 +64,7 @@ def probe(breaker: Breaker) -> Breaker:
 
 def succeeded() -> Breaker:
     """A delivered attempt closes the breaker from any state."""
-    return Closed()
+    return _CLOSED
 
 
 def failed(breaker: Breaker, limits: Limits, *, now: float, asked_s: float, chance: float) -> Breaker:

@@ -58,6 +58,13 @@ class Decision:
     wait_s: float | None
 
 
+_FINISHED: Final[dict[Verdict, Decision]] = {
+    "delivered": Decision("delivered", None),
+    "gone": Decision("gone", None),
+    "failed": Decision("failed", None),
+}
+
+
 def decide(  # noqa: PLR0913 - the facts that a decision takes
     judged: Verdict, *, attempt: int, steps: int, schedule_s: Sequence[float], asked_s: float, chance: float
 ) -> Decision:
@@ -67,7 +74,7 @@ def decide(  # noqa: PLR0913 - the facts that a decision takes
     receiver's Retry-After, which counts where it is longer than the schedule's own wait. `chance` is in [0, 1).
     """
     if judged != "retry":
-        return Decision(judged, None)
+        return _FINISHED[judged]
     following = steps + 1
     if following >= len(schedule_s) or attempt >= MAX_ATTEMPTS:
         return Decision("exhausted", None)

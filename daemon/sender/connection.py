@@ -10,7 +10,7 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -21,6 +21,18 @@ _CHUNK_BYTES: Final = 16 * 1024
 _MAX_RAW_BYTES: Final = 128 * 1024
 """Per exchange or handshake, as they come from the socket. The reader's caps are about content; this one is about what
 can be sent for ever without any: TLS records, chunk extensions, trailers."""
+
+
+class Gate(Protocol):
+    """What has to be passed to sign and write. A trio.CapacityLimiter is one, and so is `daemon.actors.lanes.Gate`."""
+
+    async def acquire(self) -> None:
+        """Wait for the turn."""
+        ...
+
+    def release(self) -> None:
+        """The bytes are with the kernel."""
+        ...
 
 
 class _TooMuchError(Exception):
@@ -87,16 +99,14 @@ class Connection:
             self._flush()  # also the alert that tells the peer why
         return True
 
-    async def exchange(
-        self, request: Callable[[], bytes], gate: trio.CapacityLimiter, reader: ResponseReader
-    ) -> Failure | None:
+    async def exchange(self, request: Callable[[], bytes], gate: Gate, reader: ResponseReader) -> Failure | None:
         """Send one request and read its answer into `reader`; None when `reader` has a complete head.
 
         `request` is called and the bytes go to the kernel under `gate`; what the kernel does not take at once, and
         the wait for the answer, stand outside it. Ends early only by cancellation: the deadline is the caller's.
         """
         self._raw_bytes = 0
-        await gate.acquire()  # rather than `async with`, which costs a microsecond more
+        await gate.acquire()
         try:
             self._send_now(request())
         finally:

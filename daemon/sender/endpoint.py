@@ -11,7 +11,7 @@ import trio
 from daemon.model import Outcome
 from daemon.policy.addresses import Network
 from daemon.policy.endpoint_url import LOCALHOST, Target
-from daemon.sender.connection import Connection
+from daemon.sender.connection import Connection, Gate
 from daemon.sender.dialer import Dialer
 from daemon.sender.failure import Failure
 from daemon.sender.idle import IdleShelf
@@ -175,7 +175,7 @@ class Endpoint:
         self._closed_times += 1
         self._shelf.drop_owned(self._idle)
 
-    async def post(self, request: Callable[[], bytes], gate: trio.CapacityLimiter) -> Outcome:
+    async def post(self, request: Callable[[], bytes], gate: Gate) -> Outcome:
         """Send what `request` builds and tell what came of it. One deadline stands around everything.
 
         `request` is called under `gate` just before the bytes leave, so that a signature's time is the sending's; a
@@ -201,9 +201,7 @@ class Endpoint:
             failure = Failure("timeout", f"{_TIMED_OUT[progress.phase]} within {self._timeout_s:g} s.")
         return Outcome(None, failure.kind, failure.sentence, duration_ms)
 
-    async def _attempt(
-        self, request: Callable[[], bytes], gate: trio.CapacityLimiter, progress: _Progress
-    ) -> Failure | None:
+    async def _attempt(self, request: Callable[[], bytes], gate: Gate, progress: _Progress) -> Failure | None:
         connection = self._shelf.take(self._idle)
         if connection is not None:
             end = await self._exchange(connection, request, gate, progress)
@@ -216,7 +214,7 @@ class Endpoint:
         return await self._exchange(opened, request, gate, progress)
 
     async def _exchange(
-        self, connection: Connection, request: Callable[[], bytes], gate: trio.CapacityLimiter, progress: _Progress
+        self, connection: Connection, request: Callable[[], bytes], gate: Gate, progress: _Progress
     ) -> Failure | None:
         progress.phase = "answer"
         reader = progress.reader = ResponseReader()
