@@ -51,6 +51,7 @@ class Connection:
         "_tls",
         "_unsent",
         "died_unanswered",
+        "has_expired",
         "idle_at",
     )
 
@@ -65,6 +66,8 @@ class Connection:
         """When it was laid aside (`trio.current_time()`); meaningless while in use."""
         self.died_unanswered = False
         """Set by `exchange`: the connection broke before the first byte of an answer."""
+        self.has_expired = False
+        """Set by `expire`: the exchange going on shall end, and is to be closed after it."""
 
     async def start_tls(self, context: ssl.SSLContext, host: str, gate: trio.CapacityLimiter) -> Failure | None:
         """Handshake, verified for `host`. `gate` bounds the handshakes that compute at the same time."""
@@ -100,14 +103,16 @@ class Connection:
         return True
 
     async def exchange(self, request: Callable[[], bytes], gate: Gate, reader: ResponseReader) -> Failure | None:
-        """Send one request and read its answer into `reader`; None when `reader` has a complete head.
+        """Send one request and read its answer into `reader`; None when `reader` has a complete head, or it expired.
 
         `request` is called and the bytes go to the kernel under `gate`; what the kernel does not take at once, and
-        the wait for the answer, stand outside it. Ends early only by cancellation: the deadline is the caller's.
+        the wait for the answer, stand outside it. Ends early by cancellation or `expire`: the deadline is the caller's.
         """
         self._raw_bytes = 0
         await gate.acquire()
         try:
+            if self.has_expired:
+                return None
             self._send_now(request())
         finally:
             gate.release()
@@ -119,14 +124,14 @@ class Connection:
                 nursery.start_soon(self._send_rest_quietly)
                 failure = await self._read(reader)
                 nursery.cancel_scope.cancel()
-        if reader.head_complete:
+        if reader.head_complete or self.has_expired:
             return None
         self.died_unanswered = not reader.received_bytes and failure.kind in {"reset", "tls"}
         return failure
 
     def may_be_kept(self, reader: ResponseReader) -> bool:
         """Whether the next request may use this connection after the answer in `reader`."""
-        return reader.reusable and not self._unsent and not self._has_leftover()
+        return reader.reusable and not (self._unsent or self.has_expired or self._has_leftover())
 
     def is_alive(self) -> bool:
         """Whether an idle connection is still usable: not closed, and nothing came that nobody asked for."""
@@ -142,6 +147,11 @@ class Connection:
         self._has_plaintext = True
         return not self._has_leftover()
 
+    def expire(self) -> None:
+        """End the exchange that is going on, from another task."""
+        self.has_expired = True
+        trio.lowlevel.notify_closing(self._sock)  # whoever waits for the socket is woken by ClosedResourceError
+
     def close(self) -> None:
         """Close at once. No TLS close_notify: it could wait for the peer, and HTTP has said where the answer ended."""
         trio.lowlevel.notify_closing(self._sock)
@@ -155,7 +165,7 @@ class Connection:
                 data = await receive()
             except ssl.SSLError as e:
                 return Failure("tls", f"The TLS connection broke before an answer came: {_reason(e)}.")
-            except OSError:
+            except (OSError, trio.ClosedResourceError):
                 return Failure("reset", "The connection was reset before an answer came.")
             except _TooMuchError:
                 return Failure("protocol", "The endpoint sent too much without an answer.")
@@ -240,7 +250,7 @@ class Connection:
             self._unsent = self._unsent[sent:]
 
     async def _send_rest_quietly(self) -> None:
-        with contextlib.suppress(OSError):  # as in _flush
+        with contextlib.suppress(OSError, trio.ClosedResourceError):  # as in _flush; expired
             await self._send_rest()
 
 

@@ -19,6 +19,7 @@ from daemon.sender.proxy import Proxy, open_tunnel, parse_proxy
 from daemon.sender.resolver import Resolve, Resolver, system_resolve
 from daemon.sender.response import ResponseReader
 from daemon.sender.tls import client_context
+from daemon.sender.watch import Watch
 
 _MAX_IDLE: Final = 1024
 """At 38 KiB each under TLS: 40 MiB."""
@@ -71,6 +72,7 @@ class Sender:
         self._tls_context = client_context(ca_file)
         self._handshakes = trio.CapacityLimiter(_HANDSHAKES)
         self._shelf = IdleShelf(max_idle)
+        self._watch = Watch()
         self._dialer = Dialer(
             Resolver(resolve),
             allow_localhost=allow_localhost,
@@ -80,7 +82,7 @@ class Sender:
 
     def endpoint(self, target: Target) -> Endpoint:
         """A new endpoint without connections. Its owner calls `close_idle` when done with it."""
-        return Endpoint(target, self._open, self._shelf, self._timeout_s)
+        return Endpoint(target, self._open, self._shelf, self._watch, self._timeout_s)
 
     @property
     def idle(self) -> int:
@@ -154,13 +156,14 @@ class Sender:
 class Endpoint:
     """Belongs to one actor. Connections made for its target are used for nothing else."""
 
-    def __init__(self, target: Target, opener: _Opener, shelf: IdleShelf, timeout_s: float) -> None:
+    def __init__(self, target: Target, opener: _Opener, shelf: IdleShelf, watch: Watch, timeout_s: float) -> None:
         """Made by `Sender.endpoint`."""
         self.target = target
         self.in_use = 0
         """POSTs going on."""
         self._opener = opener
         self._shelf = shelf
+        self._watch = watch
         self._timeout_s = timeout_s
         self._idle: list[Connection] = []
         self._closed_times = 0
@@ -187,11 +190,9 @@ class Endpoint:
         """
         started_at = trio.current_time()
         progress = _Progress()
-        failure: Failure | None = None
         self.in_use += 1
         try:
-            with trio.CancelScope(deadline=started_at + self._timeout_s):
-                failure = await self._attempt(request, gate, progress)
+            failure = await self._attempt(request, gate, progress, started_at + self._timeout_s)
         finally:
             self.in_use -= 1
         duration_ms = round((trio.current_time() - started_at) * 1000)
@@ -201,17 +202,26 @@ class Endpoint:
             failure = Failure("timeout", f"{_TIMED_OUT[progress.phase]} within {self._timeout_s:g} s.")
         return Outcome(None, failure.kind, failure.sentence, duration_ms)
 
-    async def _attempt(self, request: Callable[[], bytes], gate: Gate, progress: _Progress) -> Failure | None:
+    async def _attempt(
+        self, request: Callable[[], bytes], gate: Gate, progress: _Progress, deadline: float
+    ) -> Failure | None:
+        """None for an answer, or for none by the deadline."""
         connection = self._shelf.take(self._idle)
         if connection is not None:
-            end = await self._exchange(connection, request, gate, progress)
+            self._watch.add(connection, deadline)
+            try:
+                end = await self._exchange(connection, request, gate, progress)
+            finally:
+                self._watch.remove(connection)
             if not connection.died_unanswered:
                 return end
             # It had most likely been closed by the server while idle, as ours left: once more, on a fresh one.
-        opened = await self._opener(self.target, progress)
-        if isinstance(opened, Failure):
-            return opened
-        return await self._exchange(opened, request, gate, progress)
+        with trio.CancelScope(deadline=deadline):
+            opened = await self._opener(self.target, progress)
+            if isinstance(opened, Failure):
+                return opened
+            return await self._exchange(opened, request, gate, progress)
+        return None
 
     async def _exchange(
         self, connection: Connection, request: Callable[[], bytes], gate: Gate, progress: _Progress

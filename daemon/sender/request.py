@@ -26,29 +26,30 @@ def build(target: Target, headers: Sequence[tuple[str, str]], body: bytes) -> by
     Nothing here escapes anything, so everything is checked: raises RequestUnsafe for a header name or value, or a
     target, that could end its line or is not what it claims to be. Values may be printable ASCII only.
     """
-    for name, _ in headers:
-        _check_name(name)
-    values = "".join([value for _, value in headers])  # the rule is about characters, so one look is enough for all
-    if not (values.isascii() and values.isprintable()):
+    values = [value for _, value in headers]
+    joined = "".join(values)  # the rule is about characters, so one look is enough for all
+    if not (joined.isascii() and joined.isprintable()):
         raise RequestUnsafe("a header value has characters that a header cannot carry")
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
-    head = f"{_start(target)}{lines}Accept-Encoding: identity\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = _form(target, tuple([name for name, _ in headers])) % (*values, len(body))
     return head.encode("ascii") + body
 
 
 # Names and targets repeat, values do not: what passed once is remembered, what is refused raises and is not.
 
 
-@lru_cache(maxsize=256)
-def _check_name(name: str) -> None:
+@lru_cache(maxsize=4096)
+def _form(target: Target, names: tuple[str, ...]) -> str:
+    """The head with a `%s` for each value and for the length."""
+    if not _TARGET.fullmatch(target.path_and_query) or not _HOST.fullmatch(target.host):
+        raise RequestUnsafe("the target has characters that a request line cannot carry")
+    start = f"POST {target.path_and_query} HTTP/1.1\r\nHost: {target.authority}\r\n".replace("%", "%%")
+    lines = "".join([f"{_checked(name)}: %s\r\n" for name in names])
+    return f"{start}{lines}Accept-Encoding: identity\r\nContent-Length: %s\r\n\r\n"
+
+
+def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise RequestUnsafe("a header name is not a token")
     if name.lower() in _OWN:
         raise RequestUnsafe("a header would change the message's framing")
-
-
-@lru_cache(maxsize=4096)
-def _start(target: Target) -> str:
-    if not _TARGET.fullmatch(target.path_and_query) or not _HOST.fullmatch(target.host):
-        raise RequestUnsafe("the target has characters that a request line cannot carry")
-    return f"POST {target.path_and_query} HTTP/1.1\r\nHost: {target.authority}\r\n"
+    return name.replace("%", "%%")
