@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -80,6 +81,8 @@ class Attempt:
     def __init__(self, event: Event, number: int, setup: Setup, may_start: Callable[[], bool]) -> None:
         self.created_at = clock.now()
         self.id = new_attempt_id(self.created_at)
+        self.sent_at = math.inf
+        """Monotonic time; infinite while no byte was sent."""
         self.host = setup.target.host if setup.target else None
         self._event = event
         self._number = number
@@ -92,6 +95,7 @@ class Attempt:
         event, signer, target = self._event, self._setup.signer, self._setup.target
         if signer is None or target is None or not self._may_start():
             raise Withdrawn
+        self.sent_at = trio.current_time()
         signed = self._signatures = signer.sign(event_id=event.id, body=event.body, t=clock.unix_s())
         fields = signing.headers(
             event_id=event.id,

@@ -17,6 +17,9 @@ from daemon.store.pool import Pool
 
 MAX_WAITING: Final = 64
 """Requests waiting to be sent, above which claiming more would only move the queue from the tables into memory."""
+MAX_STOCK: Final = 500
+"""Claims in mailboxes, above which nothing more is claimed while the CPU is what they wait for. More would overflow the
+mailboxes of busy endpoints, and what is held costs two statements more."""
 LOOK_S: Final = 0.005
 QUERY_S: Final = 10.0
 
@@ -35,7 +38,7 @@ class Claiming:
 
     async def batch(self, claim: Statement) -> int:
         """Wait for room, run `claim`, hand over what it claimed; how many rows it looked at, 0 without shards."""
-        while self._recorder.is_behind() or self._lanes.waiting() > MAX_WAITING:  # noqa: ASYNC110 - two counters
+        while self._has_enough():  # noqa: ASYNC110 - counters
             await trio.sleep(LOOK_S)
         async with self._pool.connection(QUERY_S) as conn:
             shards, term = self._ownership.shards, self._ownership.term  # now: the connection may have taken seconds
@@ -46,3 +49,8 @@ class Claiming:
                 claimed = await claim(conn, shards, room)
                 await self._roster.take(conn, claimed.claims, claimed.held, term=term)
         return claimed.seen
+
+    def _has_enough(self) -> bool:
+        if self._recorder.is_behind() or self._lanes.waiting() > MAX_WAITING:
+            return True
+        return self._lanes.is_crowded() and self._roster.waiting() > MAX_STOCK

@@ -38,7 +38,8 @@ from daemon.store.shards import shard_of
 log = get("delivery")
 
 LINGER_S: Final = 5.0
-"""How long an actor without work stays: its connections are worth keeping for the next event."""
+"""How long an actor without work stays: its connections are worth keeping for the next event. The roster looks, once a
+second: a time-out for each wait of each actor would cost more than the wait."""
 MAILBOX: Final = 32
 """Claims an actor holds: four times the usual window, so that fetching held ones in batches pays."""
 PAUSE_S: Final = 0.2
@@ -99,6 +100,7 @@ class Delivery:
         self._mailbox: deque[Job] = deque()
         self._backlog = False
         self._in_flight = 0
+        self._active_at = trio.current_time()
         self._pace = Pace(tools.settings.delivery)
         self._endpoint: Endpoint | None = None
         self._standing: Literal["enabled", "disabled", "deleted"] = "enabled"
@@ -162,12 +164,24 @@ class Delivery:
     def offer(self, job: Job) -> None:
         """Put a job into the mailbox."""
         self._mailbox.append(job)
+        self._active_at = trio.current_time()
         self._bell.ring()
 
     def has_backlog(self) -> None:
         """There are held deliveries in the database."""
         self._backlog = True
+        self._active_at = trio.current_time()
         self._bell.ring()
+
+    def consider_leaving(self) -> None:
+        """Take a turn, and leave after it, if there has been nothing to do for the linger."""
+        if self._is_idle() and not self._has_work():
+            self._bell.ring()
+
+    @property
+    def waiting(self) -> int:
+        """Claims in the mailbox."""
+        return len(self._mailbox)
 
     def room(self) -> int:
         """Claims it can take. None while held ones wait, which are older."""
@@ -205,8 +219,8 @@ class Delivery:
         try:
             async with trio.open_nursery() as workers:
                 while True:
-                    rung = await self._bell.wait(LINGER_S)
-                    if await self._try_turn(workers) and self._may_leave(rung=rung):
+                    await self._bell.answer()
+                    if await self._try_turn(workers) and self._may_leave():
                         break
         finally:
             self._desk.return_claims(self.empty(), hold=False)
@@ -223,10 +237,14 @@ class Delivery:
             return False
         return True
 
-    def _may_leave(self, *, rung: bool) -> bool:
-        if self._mailbox or self._in_flight or (self._backlog and not self._is_shut()):
-            return False
-        return (not rung or self._standing == "deleted") and self._desk.leave(self)
+    def _may_leave(self) -> bool:
+        return (self._is_idle() or self._standing == "deleted") and not self._has_work() and self._desk.leave(self)
+
+    def _has_work(self) -> bool:
+        return bool(self._mailbox or self._in_flight or (self._backlog and not self._is_shut()))
+
+    def _is_idle(self) -> bool:
+        return trio.current_time() - self._active_at >= LINGER_S
 
     async def _turn(self, workers: trio.Nursery) -> None:
         if self._is_suspended() and not await self._desk.reload(self):
@@ -239,10 +257,16 @@ class Delivery:
             return
         if self._backlog and len(self._mailbox) <= MAILBOX // 2 and self._may_start():
             await self._fetch()
-        while self._mailbox and self._in_flight < self._pace.window and self._may_start():
+        while self._mailbox and self._may_add() and self._may_start():
             self._pace.started()
             self._in_flight += 1
             workers.start_soon(self._work)
+
+    def _may_add(self) -> bool:
+        """Whether another request at a time would gain anything."""
+        if self._in_flight and self._pace.is_quick and self._tools.lanes.is_crowded():
+            return False
+        return self._in_flight < self._pace.window
 
     def _hold_mailbox(self) -> None:
         if self._mailbox:
@@ -287,13 +311,14 @@ class Delivery:
                     self._bell.ring()
         finally:
             self._in_flight -= 1
+            self._active_at = trio.current_time()
             self._bell.ring()
 
     def _has_idle_hands(self) -> bool:
         """Whether a turn would start another worker, or fetch."""
         if self._backlog and len(self._mailbox) <= MAILBOX // 2:
             return True
-        return bool(self._mailbox) and self._in_flight < self._pace.window
+        return bool(self._mailbox) and self._may_add()
 
     async def _attempt(self, job: Job) -> None:
         sent: tuple[Attempt, Outcome] | None = None
@@ -354,7 +379,7 @@ class Delivery:
             asked_s=asked_s,
             chance=random.random(),  # noqa: S311 - jitter
         )
-        self._pace.learn(judged, outcome.duration_ms / 1000, asked_s)
+        self._pace.learn(judged, outcome.duration_ms / 1000, trio.current_time() - attempt.sent_at, asked_s)
         if judged == "gone" or self._pace.is_over:
             self._standing = "disabled"  # the recorder makes it so, or `counted` tells that it is not
         record = attempt.record(outcome, decision, claim=claim, breaker=self._pace.breaker)

@@ -23,3 +23,8 @@ class Doorbell:
         if rung:
             self._event = trio.Event()
         return rung
+
+    async def answer(self) -> None:
+        """Wait for a ring, however long: for tasks that live for what rings. The bell is silent again then."""
+        await self._event.wait()
+        self._event = trio.Event()

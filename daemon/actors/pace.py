@@ -15,6 +15,8 @@ from daemon.policy.retry import Verdict
 FIRST_WINDOW: Final = 2
 """Requests at a time to an endpoint that has not yet shown that it answers; one more with each quick answer."""
 SLOW_S: Final = 1.0
+QUICK_S: Final = 0.02
+"""An answer within this, from the last byte of the request on, came by return of post."""
 
 
 class Pace:
@@ -24,6 +26,8 @@ class Pace:
         self.breaker: policy.Breaker = policy.Closed()
         self.window = FIRST_WINDOW
         self.is_slow = False
+        self.is_quick = False
+        """Where the CPU is what everybody waits for, one request at a time is as fast as several."""
         self._settings = settings
         self._limits = policy.Limits(settings.breaker_after, settings.breaker_cooldown_s)
 
@@ -64,9 +68,10 @@ class Pace:
         if isinstance(self.breaker, policy.HalfOpen):
             self.breaker = policy.Open(self.breaker.failures, self.breaker.cooldown_s, trio.current_time())
 
-    def learn(self, judged: Verdict, duration_s: float, asked_s: float) -> None:
-        """A request ended."""
+    def learn(self, judged: Verdict, duration_s: float, answered_in_s: float, asked_s: float) -> None:
+        """A request ended, `duration_s` after it was begun and `answered_in_s` after it was sent."""
         self.is_slow = duration_s > SLOW_S
+        self.is_quick = answered_in_s < QUICK_S
         if judged == "delivered":
             self.breaker = policy.succeeded()
             self.window = 1 if self.is_slow else min(self.window + 1, self._settings.per_subscription)

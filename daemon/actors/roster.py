@@ -32,6 +32,7 @@ LEASE_S: Final = 60.0
 MAX_BYTES: Final = 64 * 1024 * 1024
 """Event bytes in memory; over it everything is held, and an actor that has something in hand fetches nothing."""
 EXTEND_S: Final = 15.0
+IDLE_LOOK_S: Final = 1.0
 QUERY_S: Final = 5.0
 PAUSE_S: Final = 0.2
 QUIET_LOOK_S: Final = 0.02
@@ -54,6 +55,7 @@ class Roster:
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(keep, "leases", self._extend_leases)
             self._nursery.start_soon(keep, "returns", self._give_back)
+            self._nursery.start_soon(keep, "idle", self._dismiss_idle)
             task_status.started()
             await trio.sleep_forever()
 
@@ -79,6 +81,10 @@ class Roster:
     def counts(self) -> tuple[int, int]:
         """Living actors, and claims in memory."""
         return len(self._actors), len(self.ledger)
+
+    def waiting(self) -> int:
+        """Claims that lie in mailboxes."""
+        return sum(actor.waiting for actor in self._actors.values())
 
     async def quiet(self) -> None:
         """Wait until no request is going on and every result is with the recorder."""
@@ -286,6 +292,12 @@ class Roster:
             if done:
                 self.ledger.settle(claim.delivery_id, claim.attempt)
         return done
+
+    async def _dismiss_idle(self) -> None:
+        while True:
+            await trio.sleep(IDLE_LOOK_S)
+            for actor in self._actors.values():
+                actor.consider_leaving()
 
     async def _extend_leases(self) -> None:
         while True:

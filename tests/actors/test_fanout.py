@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 import trio
 
-from daemon.actors import delivery
+from daemon.actors import delivery, roster
 from daemon.store.connection import connect
 from daemon.store.shards import BUSY_CLASS, RAW, WAKE, shard_of
 from tests.support.answers import status
@@ -157,6 +157,7 @@ async def test_no_event_is_lost_between_an_actor_that_leaves_and_the_next(
     migrated_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery, "LINGER_S", 0.004)
+    monkeypatch.setattr(roster, "IDLE_LOOK_S", 0.002)
     with trio.fail_after(30):
         async with open_receiver() as receiver, running_engine(migrated_database) as running:
             await running.subscribe(receiver.url())
