@@ -21,6 +21,7 @@ HOSTS: Final = 100
 CUSTOMERS: Final = customer_ids("c", HOSTS)
 LEAST_PER_S: Final = 200
 """A drain that is slower has got stuck."""
+POLL_US: Final = 200
 BARE_POSTS: Final = 20_000
 """A second's worth: more would show nothing else."""
 SUCCESSES: Final = "SELECT coalesce(sum(success), 0) FROM dealix.daily_stats"
@@ -68,7 +69,7 @@ def drain_tls(events: int, runs: int) -> None:
 
 def row(events: int, each: int, runs: int, *, tls: bool = False, targets: tuple[tuple[float, float], ...]) -> None:
     """Warm up, measure, publish. `targets`: target and stretch of rate, CPU and ratio, as far as there are any."""
-    with stage(HOSTS, tls=tls) as on:
+    with stage(HOSTS, tls=tls, poll_us=POLL_US) as on:
         migrated(on)
         register(on, CUSTOMERS, hosts=HOSTS, each=each)
         with serving(on) as daemon:

@@ -89,15 +89,20 @@ class Stage:
 
 
 @contextmanager
-def stage(hosts: int, *, tls: bool = False) -> Generator[Stage]:
-    """Set up on a temporary directory; `hosts` is how many addresses 127.0.0.1, 127.0.0.2, … the receiver has."""
+def stage(hosts: int, *, tls: bool = False, poll_us: int = 0) -> Generator[Stage]:
+    """Set up on a temporary directory; `hosts` is how many addresses 127.0.0.1, 127.0.0.2, … the receiver has.
+
+    `poll_us`: the receiver looks so often rather than be woken by each request (see receiver.c): for rows that are about
+    throughput and CPU, not latency.
+    """
     with ExitStack() as ends:
         home = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="dealix-bench-")))
         postgres = EmbeddedPostgres.start(home)
         ends.callback(postgres.stop)
         authority, certificate = receivers.certify(home, hosts) if tls else (None, None)
         words = [str(hosts), "0", home / ARRIVALS, *([certificate] if certificate else [])]
-        receiver = subprocess.Popen([receivers.built(tls=tls), *words], stdout=subprocess.PIPE)
+        environ = os.environ | {"RECEIVER_POLL_US": str(poll_us)}
+        receiver = subprocess.Popen([receivers.built(tls=tls), *words], stdout=subprocess.PIPE, env=environ)
         ends.callback(receiver.wait)
         ends.callback(receiver.terminate)
         assert receiver.stdout is not None
