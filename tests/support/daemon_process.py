@@ -39,7 +39,12 @@ def until(look: Callable[[], T], *, within_s: float, what: str) -> T:
 
 
 def spawn(
-    command: Sequence[str], *, stderr: Path, environ: Mapping[str, str], stdin: int, stdout: IO[bytes] | None = None
+    command: Sequence[str],
+    *,
+    stderr: Path,
+    environ: Mapping[str, str],
+    stdin: int,
+    stdout: IO[bytes] | int | None = None,
 ) -> subprocess.Popen[bytes]:
     """A child that is killed should this process end without ending it. To be called from the main thread."""
     prctl = ctypes.CDLL(None).prctl
@@ -62,10 +67,10 @@ def spawn(
 class DaemonProcess:
     """One process. Its log is read from the file that it writes; times are `time.monotonic()` unless said otherwise."""
 
-    def __init__(self, log_file: Path, environ: Mapping[str, str], *words: str) -> None:
+    def __init__(self, log_file: Path, environ: Mapping[str, str], command: Sequence[str]) -> None:
         self._log_file = log_file
         self.started_at = time.monotonic()
-        self._process = spawn([*COMMAND, *words], stderr=log_file, environ=environ, stdin=subprocess.DEVNULL)
+        self._process = spawn(command, stderr=log_file, environ=environ, stdin=subprocess.DEVNULL)
         self.pid = self._process.pid
         self.ready_after_s = float("inf")
 
@@ -132,6 +137,7 @@ class Installation:
     """Daemons with one data directory and one sealing key. `end` ends what still runs of what was started here."""
 
     directory: Path
+    command: Sequence[str] = COMMAND
     sealing_key: str = field(default_factory=lambda: base64.b64encode(secrets.token_bytes(32)).decode())
     processes: list[DaemonProcess] = field(default_factory=list[DaemonProcess])
 
@@ -162,7 +168,7 @@ class Installation:
             given["DEALIX_DATABASE__URL"] = database_url
         given |= {name: str(value) for name, value in environ.items()}
         log_file = self.directory / f"daemon-{len(self.processes) + 1}.log"
-        daemon = DaemonProcess(log_file, given, *([] if config is None else ["--config", str(config)]))
+        daemon = DaemonProcess(log_file, given, [*self.command, *([] if config is None else ["--config", str(config)])])
         self.processes.append(daemon)
         if ready:
             daemon.wait_for("daemon.ready")
