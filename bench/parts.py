@@ -92,8 +92,8 @@ class Stage:
 def stage(hosts: int, *, tls: bool = False, poll_us: int = 0) -> Generator[Stage]:
     """Set up on a temporary directory; `hosts` is how many addresses 127.0.0.1, 127.0.0.2, … the receiver has.
 
-    `poll_us`: the receiver looks so often rather than be woken by each request (see receiver.c): for rows that are about
-    throughput and CPU, not latency.
+    `poll_us`: the receiver looks so often rather than be woken by each request (see receiver.c): for rows that are
+    about throughput and CPU, not latency.
     """
     with ExitStack() as ends:
         home = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="dealix-bench-")))
