@@ -13,11 +13,13 @@ from api import errors, openapi
 from api.bodies import BODY_S, MAX_BODY_BYTES
 from api.gate import Gate
 from api.operation import Route, view_of
+from api.portal import site
 from api.routes import (
     deliveries,
     event_types,
     events,
     health,
+    portal_links,
     recoveries,
     secrets,
     stats,
@@ -30,7 +32,7 @@ from daemon.log import get
 log = get("api")
 
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-"""On every answer: it belongs to the holder of a key, and is never a page."""
+"""On every answer that does not say otherwise: it belongs to whoever asked, and is what its type says."""
 
 
 def create_app(services: Services) -> QuartTrio:
@@ -47,13 +49,16 @@ def create_app(services: Services) -> QuartTrio:
         app.add_url_rule(one.path, one.name, view_of(one, services), methods=[one.method])
     _serve_document(app, openapi.document(app, routes))
     _log_access(app)
+    site.install(app, services, routes)
     app.asgi_app = Gate(app.asgi_app)
     return app
 
 
 def all_routes(services: Services) -> list[Route]:
     """Every route of the API, its document apart."""
-    nouns = (event_types, webhooks, test_fires, secrets, events, deliveries, recoveries, stats, health)
+    nouns = (
+        event_types, webhooks, test_fires, secrets, events, deliveries, recoveries, stats, portal_links, health,
+    )  # fmt: skip
     return [one for noun in nouns for one in noun.routes(services)]
 
 
@@ -69,7 +74,8 @@ def _log_access(app: QuartTrio) -> None:
         g.started_at = trio.current_time()
 
     async def finish(response: Response | WerkzeugResponse) -> Response | WerkzeugResponse:
-        response.headers.update(_HEADERS)
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
         started_at: float | None = g.get("started_at")
         log.debug(
             "request.answered",

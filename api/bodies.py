@@ -6,6 +6,7 @@ The order of the refusals of a body: 415, 413/408 (while it is read), 400 for wh
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final, TypeVar
 
 import msgspec
@@ -95,8 +96,13 @@ def decode_query(args: MultiDict[str, str], model: type[_T]) -> _T:
     for name in args if model.__struct_fields__ else ():
         if len(args.getlist(name)) > 1:
             raise invalid(name[:MAX_ECHO_CHARACTERS], "is given more than once")
+    return convert(args.to_dict(), model)
+
+
+def convert(values: Mapping[str, object], model: type[_T]) -> _T:
+    """Values as a `model`, with numbers and truth also from text. Raises Problem 422."""
     try:
-        return msgspec.convert(args.to_dict(), model, strict=False)
+        return msgspec.convert(values, model, strict=False)
     except msgspec.ValidationError as e:
         raise _refusal(str(e)) from e
 

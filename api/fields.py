@@ -19,6 +19,7 @@ EVENT_ID: Final = r"^[A-Za-z0-9_:-]{1,128}\Z"
 SUBSCRIPTION_ID: Final = r"^whk_[0-9a-f]{24}\Z"
 ATTEMPT_ID: Final = r"^dlv_[0-9a-f]{24}\Z"
 RECOVERY_ID: Final = r"^rec_[0-9a-f]{24}\Z"
+LINK_ID: Final = r"^plk_[0-9a-f]{24}\Z"
 EVENT_TYPE: Final = r"^[a-z0-9_.]{1,128}\Z"
 PRINTABLE: Final = r"^[^\x00-\x1f\x7f]*\Z"
 

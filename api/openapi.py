@@ -17,7 +17,7 @@ from typing_extensions import override
 from werkzeug.routing import BaseConverter, Rule
 
 from api.errors import MEDIA_TYPE, TITLES, ProblemDocument
-from api.fields import ATTEMPT_ID, EVENT_ID, RECOVERY_ID, SUBSCRIPTION_ID
+from api.fields import ATTEMPT_ID, EVENT_ID, LINK_ID, RECOVERY_ID, SUBSCRIPTION_ID
 from api.operation import Route, every_problem
 
 Json = dict[str, object]
@@ -31,6 +31,7 @@ _PATH_PATTERNS: Final = {
     "attempt_id": ATTEMPT_ID,
     "event_id": EVENT_ID,
     "recovery_id": RECOVERY_ID,
+    "link_id": LINK_ID,
 }
 _PARAMETER: Final = re.compile(r"<([a-z_]+)>")
 
@@ -49,6 +50,7 @@ _TAGS: Final = (
     ("deliveries", "The log: every attempt that was made."),
     ("recoveries", "Bulk replays: events of a time that one endpoint is sent once more."),
     ("stats", "Figures over days."),
+    ("portal-links", "Links that let a customer's people into the portal."),
     ("service", "The service itself."),
 )
 _PROBLEM_WORDS: Final = {

@@ -10,7 +10,7 @@ import msgspec
 from quart import Response, g, request
 
 from api.auth import Caller, authenticate
-from api.bodies import decode_query, read_body
+from api.bodies import convert, decode_query, read_body
 from api.services import Services
 
 BASE: Final = "/api/v1/ecosystem"
@@ -26,6 +26,8 @@ class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class NoBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A route without a body does not read it."""
 
+
+Values = Mapping[str, object]
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 B = TypeVar("B", bound=msgspec.Struct)
@@ -58,7 +60,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """See `route`, which makes it. `respond` decodes the present request and runs the handler."""
+    """See `route`, which makes it.
+
+    `respond` decodes the present request and runs the handler; `ask` runs it with values of a path, a query and a body.
+    """
 
     method: Method
     path: str
@@ -71,6 +76,7 @@ class Route:
     answers: Mapping[int, type[msgspec.Struct]]
     problems: tuple[int, ...]
     respond: Callable[[Mapping[str, str], Caller | None], Awaitable[Answer]]
+    ask: Callable[[Mapping[str, str], Values, Values, Caller | None], Awaitable[Answer]]
 
     @property
     def takes_body(self) -> bool:
@@ -102,6 +108,9 @@ def route(  # noqa: PLR0913 a table's columns, all named at the call
         given = msgspec.convert({}, body) if body is NoBody else await read_body(request, body, optional=body_optional)
         return await handler(Call(parameters, asked, given, caller))
 
+    async def ask(parameters: Mapping[str, str], asked: Values, given: Values, caller: Caller | None) -> Answer:
+        return await handler(Call(parameters, convert(asked, query), convert(given, body), caller))
+
     return Route(
         method=method,
         path=base + path,
@@ -114,6 +123,7 @@ def route(  # noqa: PLR0913 a table's columns, all named at the call
         answers=answers,
         problems=problems,
         respond=respond,
+        ask=ask,
     )
 
 

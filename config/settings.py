@@ -95,6 +95,11 @@ class Api(Group):
         description="Networks, as CIDR, of proxies whose X-Forwarded-For tells the client's address. It is counted by, "
         "no more: failed authentications are limited for each address. Empty: the header is not read.",
     )
+    public_url: Annotated[values.PublicUrl | None, values.Optional] = Field(
+        default=None,
+        description="How the world reaches the API and the portal, as in https://hooks.example.com: what links to the "
+        "portal begin with, and with https its cookies are for https alone. Not set: as each request names it.",
+    )
 
 
 class Delivery(Group):

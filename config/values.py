@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 EMBEDDED: Final = "embedded"
 SEALING_KEY_BYTES: Final = 32
 _HOST_PORT: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(?P<port>[0-9]{1,5})")
+_ORIGIN: Final = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?P<port>:[0-9]{1,5})?")
 _LIBPQ_URL: Final = re.compile(
     r"postgres(?:ql)?://(?:[^\s/?#]*@)?(?P<hosts>[^\s/?#@]*)(?:/[^\s?#]*)?(?:\?[^\s#]*)?", re.ASCII
 )
@@ -55,6 +56,15 @@ def _proxy(url: str) -> str:
     if not url.startswith("http://"):
         raise ValueError("should be http://host:port")
     _ = _host_port(url.removeprefix("http://"), 1)
+    return url
+
+
+def _public_url(url: str) -> str:
+    match = _ORIGIN.fullmatch(url)
+    if match is None:
+        raise ValueError("should be https://host or http://host:port, without a path")
+    if match["port"] is not None:
+        _ = _host_port(url.partition("//")[2], 1)
     return url
 
 
@@ -102,6 +112,7 @@ def _absolute(path: Path) -> Path:
 Listed = BeforeValidator(_listed)
 Optional = BeforeValidator(_empty_is_none)
 Bind = Annotated[str, AfterValidator(_bind)]
+PublicUrl = Annotated[str, AfterValidator(_public_url)]
 ProxyUrl = Annotated[str, AfterValidator(_proxy)]
 LibpqUrl = Annotated[SecretStr, AfterValidator(_libpq_url)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database)]

@@ -21,6 +21,7 @@ SUBSCRIPTION_ID: Final = re.compile(r"whk_[0-9a-f]{24}")
 EVENT_ID: Final = re.compile(r"[A-Za-z0-9_:-]{1,128}")
 """Both kinds: generated (`evt_` + 24 hex) and the emitter's own."""
 GENERATED_EVENT_ID: Final = re.compile(r"evt_[0-9a-f]{24}")
+LINK_ID: Final = re.compile(r"plk_[0-9a-f]{24}")
 ATTEMPT_ID: Final = re.compile(r"dlv_[0-9a-f]{24}")
 RECOVERY_ID: Final = re.compile(r"rec_[0-9a-f]{24}")
 

@@ -28,3 +28,20 @@ def percentile_ms(counts: Sequence[int], share: float) -> int | None:
         if count and seen >= rank:
             return BOUNDS_MS[min(index, len(BOUNDS_MS) - 1)]
     return None
+
+
+def quantile_ms(counts: Sequence[int], share: float) -> float | None:
+    """Where the `share` (0–1) of all durations is reached, taking them as even within each bucket; None for none.
+
+    What is over the last bound is reported as the last bound.
+    """
+    rank = share * sum(counts)
+    seen = 0
+    for index, count in enumerate(counts):
+        if count and seen + count >= rank:
+            if index >= len(BOUNDS_MS):
+                break
+            low = BOUNDS_MS[index - 1] if index else 0
+            return low + (BOUNDS_MS[index] - low) * max(rank - seen, 0) / count
+        seen += count
+    return float(BOUNDS_MS[-1]) if sum(counts) else None

@@ -17,12 +17,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from typing import Final, LiteralString
 
 import trio
 from psycopg import Error, errors, sql
 
+from daemon import clock
 from daemon.store.connection import Connection
 
 _MAKE_LOCK: Final = 0x6465616C69780002
@@ -38,6 +39,9 @@ _BATCH: Final = 5_000
 """Rows deleted in one transaction: some 50 ms, and little to roll back."""
 
 _UNLOCK_S: Final = 5.0
+
+HOURS_KEPT_DAYS: Final = 8
+"""Of hourly statistics: the longest period that is shown by the hour is a week."""
 
 # Reads the catalog only. Yesterday too: an emit that began before midnight stamps its event by its own clock reading.
 _MISSING: Final = """
@@ -117,7 +121,8 @@ async def drop_before(conn: Connection, day: date) -> Retired:
 
 
 async def drop_stats_before(conn: Connection, day: date) -> int:
-    """Delete the daily statistics of the days before `day`; how many rows went."""
+    """Delete the daily statistics of the days before `day`; how many rows went. Hourly ones go after eight days."""
+    await _delete_in_batches(conn, _DELETE_HOURS, clock.now().date() - timedelta(days=HOURS_KEPT_DAYS))
     return await _delete_in_batches(conn, _DELETE_STATS, day)
 
 
@@ -195,6 +200,12 @@ WHERE ctid = ANY (ARRAY(SELECT ctid FROM dealix.recoveries WHERE ended_at < %(da
 _DELETE_STATS: Final = """
 DELETE FROM dealix.daily_stats
 WHERE ctid = ANY (ARRAY(SELECT ctid FROM dealix.daily_stats WHERE day < %(day)s LIMIT %(batch)s))
+"""
+
+
+_DELETE_HOURS: Final = """
+DELETE FROM dealix.hourly_stats
+WHERE ctid = ANY (ARRAY(SELECT ctid FROM dealix.hourly_stats WHERE hour < %(day)s LIMIT %(batch)s))
 """
 
 

@@ -48,6 +48,14 @@ class _Stats(msgspec.Struct, gc=False):
     latency_buckets: list[int]
 
 
+class _Hour(msgspec.Struct, gc=False):
+    hour: str
+    customer_id: CustomerId
+    success: int
+    failed: int
+    latency_buckets: list[int]
+
+
 @dataclass(frozen=True, slots=True)
 class Health:
     """A subscription after a batch that held failures of it. `disabled` names the reason if this batch disabled it."""
@@ -104,9 +112,26 @@ def fold_stats(records: Sequence[AttemptRecord]) -> list[_Stats]:
     return [folded[key] for key in sorted(folded)]
 
 
-# Locks: the deliveries (this daemon's claims), the health rows of the batch's subscriptions, their daily_stats rows,
-# and on a disable the subscription's row. Two daemons meet on a row only around a handover or a test-fire; should
-# they deadlock, the batch is repeated. Indexes: primary keys.
+def fold_hours(records: Sequence[AttemptRecord]) -> list[_Hour]:
+    """Sum the batch by UTC hour and customer, in key order."""
+    folded: dict[tuple[str, str], _Hour] = {}
+    for r in records:
+        hour = r.created_at.isoformat()[:13] + ":00Z"
+        key = (r.customer_id, hour)
+        h = folded.get(key)
+        if h is None:
+            h = folded[key] = _Hour(hour, r.customer_id, 0, 0, [0] * BUCKETS)
+        if r.success:
+            h.success += 1
+        else:
+            h.failed += 1
+        h.latency_buckets[bucket(r.duration_ms)] += 1
+    return [folded[key] for key in sorted(folded)]
+
+
+# Locks: the deliveries (this daemon's claims), the health rows of the batch's subscriptions, their daily_stats and
+# hourly_stats rows, and on a disable the subscription's row. Two daemons meet on a row only around a handover or a
+# test-fire; should they deadlock, the batch is repeated. Indexes: primary keys.
 # Results for a disabled subscription do not count: s.enabled is as the statement's snapshot saw it, and a PATCH that
 # enables holds the health row until it commits.
 _RECORD: Final = """
@@ -172,6 +197,14 @@ _RECORD: Final = """
         SET success = k.success + excluded.success, failed = k.failed + excluded.failed,
             duration_ms = k.duration_ms + excluded.duration_ms,
             latency_buckets = dealix.add_buckets(k.latency_buckets, excluded.latency_buckets)
+    ), by_hour AS (
+        INSERT INTO dealix.hourly_stats AS k (customer_id, hour, success, failed, latency_buckets)
+        SELECT customer_id, hour, success, failed, latency_buckets
+        FROM json_to_recordset(%(hours)s::json) AS t (
+            customer_id text, hour timestamptz, success bigint, failed bigint, latency_buckets bigint[])
+        ON CONFLICT (customer_id, hour) DO UPDATE
+        SET success = k.success + excluded.success, failed = k.failed + excluded.failed,
+            latency_buckets = dealix.add_buckets(k.latency_buckets, excluded.latency_buckets)
     )
     SELECT 'health', h.subscription_id, h.consecutive_failures, d.disabled_reason
     FROM health h LEFT JOIN disabled d ON d.id = h.subscription_id
@@ -194,6 +227,7 @@ async def record(conn: Connection, records: Sequence[AttemptRecord], *, disable_
         "attempts": msgspec.json.encode(records).decode(),
         "health": msgspec.json.encode(fold_health(records)).decode(),
         "stats": msgspec.json.encode(fold_stats(records)).decode(),
+        "hours": msgspec.json.encode(fold_hours(records)).decode(),
         "disable_after": disable_after,
     }
     try:

@@ -254,6 +254,13 @@ async def test_a_success_ends_a_row_of_failures_and_the_statistics_have_both(mig
                 "FROM dealix.daily_stats"
             )
             assert rows == [(True, "acme", "deal.won", 1, 2)]
+            hours = await running.rows(
+                "SELECT customer_id, sum(success)::int, sum(failed)::int, sum(b)::int, "
+                "bool_and(hour BETWEEN now() - interval '2 h' AND now() AND hour = date_trunc('hour', hour, 'UTC')) "
+                "FROM (SELECT h.*, (SELECT sum(n) FROM unnest(latency_buckets) n) AS b FROM dealix.hourly_stats h) t "
+                "GROUP BY customer_id"
+            )
+            assert hours == [("acme", 1, 2, 3, True)]
 
 
 async def test_gone_disables_at_once_and_nothing_more_is_sent(migrated_database: str) -> None:

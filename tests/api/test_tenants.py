@@ -15,8 +15,11 @@ from tests.support.log import Row, write
 
 TABLES: Final = (
     "subscriptions", "subscription_health", "roster", "events", "event_keys", "outbox", "deliveries", "attempts",
-    "daily_stats", "event_types", "recoveries", "test_events",
+    "daily_stats", "hourly_stats", "event_types", "recoveries", "test_events", "portal_links", "portal_sessions",
 )  # fmt: skip
+
+
+OPS_ONLY: Final = {"revoke_portal_link"}
 
 
 class Acme:
@@ -31,8 +34,11 @@ class Acme:
     async def make(self) -> None:
         event = {"customer_id": "acme", "event_type": "deal.won", "payload": {"mark": "only-acme"}}
         made = await self._api.acme.subscribe(description="only-acme")
-        self.secrets = [made["secret"], (await self._api.acme.subscribe())["secret"]]
+        self.secrets += [made["secret"], (await self._api.acme.subscribe())["secret"]]
         self.ids["subscription_id"] = made["id"]
+        link = await self._api.ops.post("/portal-links", {"customer_id": "acme"})
+        self.ids["link_id"] = link.json()["id"]
+        self.secrets.append(link.json()["url"].rpartition("/")[2])
         self.ids["event_id"] = (await self._api.ops.post("/events/emit", event)).json()["event_id"]
         await self._api.ops.post("/events/emit", event | {"event_id": "order-7"})
         async with self._api.pool.connection(10) as conn:
@@ -80,7 +86,7 @@ async def attack(api: Served, operation: Operation, acme: Acme) -> int:
         elif "cursor" in query:
             assert answer.status_code == 422, about
         elif operation.parameters("path"):
-            assert answer.status_code == 404, about
+            assert answer.status_code == (403 if operation.name in OPS_ONLY else 404), about
         else:
             assert answer.status_code == 200, about
             for mark in acme.marks():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.policy.latency import BOUNDS_MS, BUCKETS, bucket, percentile_ms
+from daemon.policy.latency import BOUNDS_MS, BUCKETS, bucket, percentile_ms, quantile_ms
 
 durations = st.lists(st.integers(0, 60_000), min_size=1, max_size=200)
 
@@ -42,3 +42,21 @@ def test_there_is_no_percentile_of_nothing() -> None:
 def test_one_outlier_shows_in_the_99th_percentile_and_not_in_the_median() -> None:
     counts = counted([3] * 98 + [20_000] * 2)
     assert (percentile_ms(counts, 0.5), percentile_ms(counts, 0.99)) == (5, 10_000)
+
+
+@given(given_ms=durations, share=st.floats(0, 1))
+def test_a_quantile_lies_in_the_bucket_of_its_percentile(given_ms: list[int], share: float) -> None:
+    counts = counted(given_ms)
+    bound, quantile = percentile_ms(counts, share), quantile_ms(counts, share)
+    assert bound is not None
+    assert quantile is not None
+    index = BOUNDS_MS.index(bound)
+    assert (BOUNDS_MS[index - 1] if index and max(given_ms) <= BOUNDS_MS[-1] else 0) <= quantile <= bound
+
+
+def test_durations_count_as_even_within_their_bucket() -> None:
+    counts = [0] * BUCKETS
+    counts[3] = 4  # over 25, up to 50
+    assert [quantile_ms(counts, share) for share in (0.25, 0.5, 1)] == [31.25, 37.5, 50]
+    assert quantile_ms([0] * BUCKETS, 0.5) is None
+    assert quantile_ms([*[0] * (BUCKETS - 1), 7], 0.5) == BOUNDS_MS[-1]

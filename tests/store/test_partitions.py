@@ -377,5 +377,12 @@ async def test_statistics_have_a_retention_of_their_own(conn: Connection) -> Non
             await conn.execute(
                 "INSERT INTO dealix.daily_stats VALUES (%(day)s, 'acme', 'deal.won', 1, 0, 10, '{1}')", {"day": day}
             )
+        for days_ago in (9, 7):
+            await conn.execute(
+                "INSERT INTO dealix.hourly_stats "
+                "VALUES ('acme', now() - %(days)s * interval '1 day', %(days)s, 0, '{1}')",
+                {"days": days_ago},
+            )
         assert await drop_stats_before(conn, CUTOFF) == 1
         assert await values(conn, "SELECT day FROM dealix.daily_stats") == [TODAY]
+        assert await values(conn, "SELECT success FROM dealix.hourly_stats") == [7]

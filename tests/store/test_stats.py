@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import trio
 
 from daemon.ids import CustomerId
 from daemon.store import stats
 from daemon.store.connection import connect
-from daemon.store.stats import SubscriptionFigures, TypeFigures
+from daemon.store.stats import Slice, SubscriptionFigures, TypeFigures
 
 DAY = date(2026, 3, 1)
 
@@ -47,3 +47,23 @@ async def test_subscriptions_are_counted_by_customer(migrated_database: str) -> 
             )
             assert await stats.subscriptions(conn, CustomerId("acme")) == SubscriptionFigures(total=3, enabled=2)
             assert await stats.subscriptions(conn, CustomerId("initech")) == SubscriptionFigures(total=0, enabled=0)
+
+
+async def test_slices_are_a_customers_own_from_the_first_on_in_their_order(migrated_database: str) -> None:
+    with trio.fail_after(20):
+        async with await connect(migrated_database, timeout_s=5, application_name="test") as conn:
+            noon = datetime(2026, 3, 2, 12, tzinfo=UTC)
+            for customer_id, hours in (("acme", (2, 0, 1)), ("globex", (1,))):
+                for hour in hours:
+                    await conn.execute(
+                        "INSERT INTO dealix.hourly_stats VALUES (%s, %s, %s, 1, '{0,3}')",
+                        (customer_id, noon + timedelta(hours=hour), hour),
+                    )
+            await conn.execute(
+                "INSERT INTO dealix.daily_stats VALUES (%s, 'acme', 'deal.won', 5, 6, 7, '{11}')", (DAY,)
+            )
+            acme = CustomerId("acme")
+            one, two = (Slice(noon + timedelta(hours=hour), hour, 1, [0, 3]) for hour in (1, 2))
+            assert await stats.by_hour(conn, acme, first=noon + timedelta(hours=1)) == [one, two]
+            assert await stats.by_day(conn, acme, first=DAY) == [Slice(datetime(2026, 3, 1, tzinfo=UTC), 5, 6, [11])]
+            assert await stats.by_day(conn, acme, first=DAY + timedelta(days=1)) == []

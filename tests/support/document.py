@@ -11,10 +11,12 @@ WHK: Final = "whk_" + "0" * 24
 DLV: Final = "dlv_" + "0" * 24
 EVT: Final = "evt_" + "0" * 24
 REC: Final = "rec_" + "0" * 24
+PLK: Final = "plk_" + "0" * 24
 VALID: Final[dict[str, dict[str, Any]]] = {
     "NewWebhook": {"endpoint_url": "http://127.0.0.1:9/", "customer_id": "acme"},
     "WebhookChanges": {},
     "TestRequest": {},
+    "NewPortalLink": {"customer_id": "acme"},
     "Rotation": {},
     "NewRecovery": {"since": "2026-01-31T08:00:00Z", "status": "all"},
     "EventToEmit": {"customer_id": "acme", "event_type": "deal.won"},
@@ -47,7 +49,7 @@ class Operation:
     @property
     def url(self) -> str:
         """With ids of nothing."""
-        return self.url_of(subscription_id=WHK, attempt_id=DLV, event_id=EVT, recovery_id=REC)
+        return self.url_of(subscription_id=WHK, attempt_id=DLV, event_id=EVT, recovery_id=REC, link_id=PLK)
 
     def url_of(self, **ids: str) -> str:
         return self.path.format(**ids)

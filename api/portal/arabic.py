@@ -1,0 +1,7 @@
+"""Arabic."""
+
+from __future__ import annotations
+
+from typing import Final
+
+ARABIC: Final[dict[str, str]] = {}
