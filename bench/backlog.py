@@ -16,7 +16,7 @@ import trio
 from bench.arrivals import SETTLE_S, Arrival, Arrivals, check_once
 from bench.cpu import Meter
 from bench.figures import Figure, Untrue, medians, publish
-from bench.parts import START_S, Stage, stage
+from bench.parts import POLL_US, START_S, Stage, stage
 from bench.seeding import customer_ids, duties, left, migrated, register
 from bench.serving import serving, stretch
 from daemon.actors.delivery import MAILBOX
@@ -92,7 +92,7 @@ class Run(msgspec.Struct, frozen=True):
 @click.option("--before-fan-out", is_flag=True, help="They wait in the outbox, as emitted, instead of being due.")
 def backlog(deliveries: int, window: int, runs: int, *, before_fan_out: bool) -> None:
     """Throughput with a million deliveries waiting and a million held, against 10,000 waiting; the due query's time."""
-    with stage(len(CUSTOMERS) + 1) as on:
+    with stage(len(CUSTOMERS) + 1, poll_us=POLL_US) as on:
         migrated(on)
         register(on, CUSTOMERS, hosts=len(CUSTOMERS))
         (dead,) = register(on, [DEAD], hosts=1, first_host=len(CUSTOMERS) + 1)

@@ -115,8 +115,10 @@ def log(attempts: int, runs: int) -> None:
         results,
         [
             Figure(f"{what}: newest 50", middle.newest_50, "ms", 10, at_most=True),
-            Figure(f"{what}: newest 50 over HTTP", middle.http_newest_50, "ms", 10, at_most=True),
-            Figure(f"{what}: newest 50 of a customer with one a day", middle.newest_of_quiet, "ms", 10, at_most=True),
+            Figure(
+                f"{what}: newest 50 over HTTP", middle.http_newest_50, "ms", 10, at_most=True, floor=middle.newest_50
+            ),
+            Figure(f"{what}: newest 50 of a customer with one a day", middle.newest_of_quiet, "ms"),
             Figure(f"{what}: statistics over 7 days, HTTP", middle.http_stats_7_days, "ms", 50, at_most=True),
             Figure(f"{what}: statistics over 90 days, HTTP", middle.http_stats_90_days, "ms", 200, at_most=True),
         ],

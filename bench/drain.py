@@ -13,7 +13,7 @@ from bench import bare
 from bench.arrivals import SETTLE_S, Arrivals, check_once
 from bench.cpu import Costs, Meter
 from bench.figures import Figure, Untrue, medians, publish
-from bench.parts import Stage, stage, wait_until
+from bench.parts import POLL_US, Stage, stage, wait_until
 from bench.seeding import customer_ids, duties, emit_at_once, left, migrated, register
 from bench.serving import Serving, serving
 
@@ -21,7 +21,6 @@ HOSTS: Final = 100
 CUSTOMERS: Final = customer_ids("c", HOSTS)
 LEAST_PER_S: Final = 200
 """A drain that is slower has got stuck."""
-POLL_US: Final = 200
 BARE_POSTS: Final = 20_000
 """A second's worth: more would show nothing else."""
 SUCCESSES: Final = "SELECT coalesce(sum(success), 0) FROM dealix.daily_stats"

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Final, NamedTuple
 
+import click
 import msgspec
 
 from bench.arrivals import Arrival, Duty
@@ -42,7 +43,7 @@ class Emit(NamedTuple):
         return self.event_id, f"/{self.customer}"
 
 
-class NotThatFast(Exception):
+class NotThatFast(click.ClickException):
     """The emitters did not keep their times: what was measured is not the load that was asked for."""
 
 

@@ -23,6 +23,8 @@ from daemon.embedded_postgres import EmbeddedPostgres
 
 ARRIVALS: Final = "arrivals.log"
 START_S: Final = 30.0
+POLL_US: Final = 200
+"""Where throughput is measured: see `stage`."""
 
 
 @dataclass
@@ -102,8 +104,8 @@ def stage(hosts: int, *, tls: bool = False, poll_us: int = 0) -> Generator[Stage
         authority, certificate = receivers.certify(home, hosts) if tls else (None, None)
         words = [str(hosts), "0", home / ARRIVALS, *([certificate] if certificate else [])]
         environ = os.environ | {"RECEIVER_POLL_US": str(poll_us)}
-        receiver = subprocess.Popen([receivers.built(tls=tls), *words], stdout=subprocess.PIPE, env=environ)
-        ends.callback(receiver.wait)
+        command = [receivers.built(tls=tls), *words]
+        receiver = ends.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, env=environ))
         ends.callback(receiver.terminate)
         assert receiver.stdout is not None
         port = json.loads(receiver.stdout.readline())["port"]

@@ -15,7 +15,7 @@ from bench.arrivals import SETTLE_S, Arrival, Arrivals, check_once
 from bench.cpu import Meter
 from bench.emitting import Pace, emitting
 from bench.figures import Figure, Untrue, medians, publish
-from bench.parts import Stage, stage, wait_until
+from bench.parts import POLL_US, Stage, stage, wait_until
 from bench.seeding import customer_ids, duties, emit_at_once, migrated, register
 from bench.serving import Stretch, serving, stretch
 from daemon.store.shards import OWN_CLASS, SHARDS, shard_of
@@ -67,7 +67,7 @@ class Run(msgspec.Struct, frozen=True):
 @click.option("--runs", default=5, show_default=True)
 def replicas(events: int, seconds: float, runs: int) -> None:
     """Two daemons on one database: what a second one costs; joining and leaving under load causes no duplicate."""
-    with stage(HOSTS) as on:
+    with stage(HOSTS, poll_us=POLL_US) as on:
         migrated(on)
         register(on, CUSTOMERS, hosts=HOSTS)
         meter = Meter(postgres=on.postgres.pid, receiver=on.receiver.pid)

@@ -12,7 +12,7 @@ import msgspec
 from bench.arrivals import SETTLE_S, Arrivals, check_once
 from bench.cpu import Meter
 from bench.figures import Figure, medians, publish
-from bench.parts import Stage, stage
+from bench.parts import POLL_US, Stage, stage
 from bench.seeding import customer_ids, duties, emit_at_once, migrated, register
 from bench.serving import serving, stretch
 
@@ -82,7 +82,7 @@ def measure(registered: int, events: int, runs: int) -> tuple[list[Run], float]:
     """First with the active ones alone, then the others are registered too."""
     names = customer_ids("c", registered)
     active = names[: max(registered // 100, 1)]
-    with stage(HOSTS) as on:
+    with stage(HOSTS, poll_us=POLL_US) as on:
         migrated(on)
         register(on, active, hosts=HOSTS)
         meter = Meter(postgres=on.postgres.pid, receiver=on.receiver.pid)
