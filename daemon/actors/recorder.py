@@ -43,6 +43,8 @@ class Recorder:
         self._pool = pool
         self._disable_after = disable_after
         self._send, self._receive = trio.open_memory_channel[AttemptRecord](CAPACITY)
+        self.is_stuck = False
+        """Whether the database takes no results at present; reads, and even claims, may still succeed (a full disk)."""
         self.on_recorded: Callable[[Sequence[AttemptRecord], Sequence[Health]], None] = lambda _batch, _health: None
 
     async def put(self, record: AttemptRecord) -> None:
@@ -53,8 +55,8 @@ class Recorder:
             await self._send.send(record)
 
     def is_behind(self) -> bool:
-        """Whether so much waits to be recorded that nothing more should be claimed."""
-        return self._send.statistics().current_buffer_used > BACKLOG
+        """Whether nothing more should be claimed: so much waits to be recorded, or the database takes no results."""
+        return self.is_stuck or self._send.statistics().current_buffer_used > BACKLOG
 
     def close(self) -> None:
         """No more results will come: `run` writes what it has and returns."""
@@ -85,7 +87,7 @@ class Recorder:
             try:
                 health = await self._write(batch, again=again)
             except DatabaseUnavailable as e:
-                again = True
+                again = self.is_stuck = True
                 if self._send_is_closed() and deadline == float("inf"):
                     deadline = trio.current_time() + LAST_WRITE_S
                 if trio.current_time() > deadline:
@@ -95,9 +97,11 @@ class Recorder:
                 await trio.sleep(pause_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
             except BatchRefused as e:
+                self.is_stuck = False
                 await self._refused(batch, e)
                 return
             else:
+                self.is_stuck = False
                 self.on_recorded(batch, health)
                 return
 

@@ -197,7 +197,8 @@ class Roster:
         """Claim held deliveries into an actor's mailbox. False where nothing is held any more (struck off the list)."""
         fence = self._tools.fence
         async with self._pool.connection(QUERY_S) as conn:
-            if not fence.may_claim(actor.shard):  # any more: the connection may have taken seconds
+            # Not any more, perhaps: the connection may have taken seconds.
+            if not fence.may_claim(actor.shard) or self._tools.recorder.is_stuck:
                 return False
             term = fence.term
             with self.ledger.claiming([actor.shard]):

@@ -380,9 +380,9 @@ async def _try_address(
         try:
             if admit is not None:
                 await admit(connection)
-        except DatabaseUnavailable as e:
+        except (DatabaseUnavailable, psycopg.Error) as e:
             await connection.close()
-            failures.append(f"{place}: {e}")
+            failures.append(f"{place}: {first_line(e) if isinstance(e, psycopg.Error) else e}")
             return None
         except BaseException:
             await connection.close()
