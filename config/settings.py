@@ -216,11 +216,12 @@ class Settings(Group):
     intake: Intake = Intake()
     retention: Retention = Retention()
     log: Log = Log()
-    sealing_key: Annotated[values.SealingKey | None, values.Optional] = Field(
+    sealing_key: values.SealingKeys | None = Field(
         default=None,
         repr=False,
-        description="Base64 of the 32 bytes that seal the subscriptions' secrets in the database. Not set: made at "
-        "the first start and kept in data_dir. Never in this file: a credential, or DEALIX_SEALING_KEY.",
+        description="Base64 of the 32 bytes that seal the subscriptions' secrets in the database; more lines are "
+        "former keys, which only open. Not set: made at the first start and kept in data_dir. Never in this file: a "
+        "credential, or DEALIX_SEALING_KEY.",
     )
 
     @model_validator(mode="after")

@@ -94,7 +94,10 @@ def read_environment(environ: Mapping[str, str], known: Iterable[str]) -> Readin
 
 
 def read_credentials(environ: Mapping[str, str]) -> Reading:
-    """Files that systemd put into $CREDENTIALS_DIRECTORY; an empty one is as good as none."""
+    """Files that systemd put into $CREDENTIALS_DIRECTORY; an empty one is as good as none.
+
+    An empty sealing key is a fault: a daemon that made another one instead would seal with it from then on.
+    """
     reading = Reading()
     directory = environ.get("CREDENTIALS_DIRECTORY")
     for name, key in CREDENTIALS.items() if directory else ():
@@ -107,7 +110,7 @@ def read_credentials(environ: Mapping[str, str]) -> Reading:
         except UnicodeDecodeError:
             reading.faults.append(f"{key} (credential {name}): should be UTF-8 text")
         else:
-            if text:
+            if text or key == "sealing_key":
                 reading.given[key] = Given(text, f"credential {name}")
     return reading
 

@@ -84,13 +84,19 @@ def _database(secret: SecretStr) -> SecretStr:
     return secret if secret.get_secret_value() == EMBEDDED else _libpq_url(secret)
 
 
-def _sealing_key(secret: SecretStr) -> SecretStr:
+def sealing_keys(text: str) -> list[bytes]:
+    """The keys in a text, one a line; the first one seals. Raises ValueError where one is malformed, or none there."""
     try:
-        key = base64.b64decode(secret.get_secret_value().strip(), validate=True)
+        keys = [base64.b64decode(word, validate=True) for word in text.split()]
     except (binascii.Error, ValueError):
-        key = b""
-    if len(key) != SEALING_KEY_BYTES:
-        raise ValueError("should be the base64 text of 32 bytes: openssl rand -base64 32")
+        keys = []
+    if not keys or any(len(key) != SEALING_KEY_BYTES for key in keys):
+        raise ValueError("should be the base64 text of 32 bytes: openssl rand -base64 32; or several such lines")
+    return keys
+
+
+def _sealing_keys(secret: SecretStr) -> SecretStr:
+    _ = sealing_keys(secret.get_secret_value())
     return secret
 
 
@@ -116,6 +122,6 @@ PublicUrl = Annotated[str, AfterValidator(_public_url)]
 ProxyUrl = Annotated[str, AfterValidator(_proxy)]
 LibpqUrl = Annotated[SecretStr, AfterValidator(_libpq_url)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database)]
-SealingKey = Annotated[SecretStr, AfterValidator(_sealing_key)]
+SealingKeys = Annotated[SecretStr, AfterValidator(_sealing_keys)]
 DataDir = Annotated[Path, AfterValidator(_absolute)]
 Networks = Annotated[tuple[Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)], ...], Listed]

@@ -48,6 +48,10 @@ class SealBroken(DealixError):
     """A sealed secret does not open: another key, another row, or damaged bytes."""
 
 
+class SealingKeyMissing(SealBroken):
+    """A sealed secret needs a key that was not given."""
+
+
 class EndpointUrlInvalid(DealixError):
     """An endpoint URL that cannot be accepted. `kind` tells which class of fault it is."""
 

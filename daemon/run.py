@@ -25,10 +25,13 @@ from config.settings import Settings, keys, load
 from config.sources import ConfigError
 from daemon import log as logs
 from daemon.actors.engine import Engine
+from daemon.actors.sealing_keys import SealingKeys
+from daemon.actors.supervise import keep
 from daemon.embedded_postgres import EmbeddedPostgres
 from daemon.errors import DatabaseUnavailable, EmbeddedPostgresFailed, SettingsInvalid
-from daemon.sealing import KeyRing, load_key_ring
-from daemon.store import migrate, partitions, subscriptions
+from daemon.key_file import KeyFile, load_key_ring
+from daemon.sealing import KeyRing
+from daemon.store import migrate, partitions, sealed
 from daemon.store.connection import Connection
 from daemon.store.sessions import HOT, Database
 from daemon.systemd import Notifier, watchdog_s
@@ -83,6 +86,8 @@ class Daemon:
         self.pool = self.database.pool("dealix", size=size, options=HOT)
         # Of its own, so that neither a flood of requests nor a backlog of deliveries takes the other's connections.
         self.api_pool = self.database.pool("dealix api", size=size)
+        file = None if self.settings.sealing_key else KeyFile(self.settings.data_dir)
+        self.sealing_keys = SealingKeys(self.ring, file, self.api_pool)
         self.notifier = Notifier.of(os.environ)
         self.stopping = trio.Event()
 
@@ -128,10 +133,10 @@ class Daemon:
         await migrate.check_version(conn)
         if missing := await migrate.emitter_role_missing(conn):
             log.warning("schema.emitter_role_missing", run=missing)
-        if foreign := await subscriptions.foreign_seals(conn, self.ring):
+        if lacking := await sealed.missing(conn, self.ring):
             raise SettingsInvalid(
-                f"{foreign} subscriptions have secrets that this sealing key does not open: give the key they were "
-                "sealed with (credential sealing_key, or sealing.key in data_dir)"
+                f"sealing_key: not there, but in use: {sealed.say(lacking)}. Give what is missing in a line of its own "
+                "(credential sealing_key, or sealing.key in data_dir)"
             )
 
     # -- work -------------------------------------------------------------------------------------------------------
@@ -165,6 +170,7 @@ class Daemon:
             urls: list[str] = await serving.start(start)
             async with trio.open_nursery() as announcing:
                 announcing.start_soon(self._say_ready, urls[0], engine)
+                announcing.start_soon(keep, "sealing_keys", self.sealing_keys.run)
                 await self.stopping.wait()
                 announcing.cancel_scope.cancel()
             log.info("daemon.stopping")

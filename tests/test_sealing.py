@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from config.settings import Settings, load
 from daemon.errors import SealBroken, SettingsInvalid
-from daemon.sealing import KeyRing, load_key_ring
+from daemon.key_file import KeyFile, load_key_ring
+from daemon.sealing import KeyRing
 
 HERE = {"table": "subscriptions", "column": "secret", "row": "whk_1"}
 KEY = bytes.fromhex("8f1c0c5be33b7e7f4d0d96c1a5c2c9b0a77ce5b2f9de10338a5bb6e4417d02f6")

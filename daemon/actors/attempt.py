@@ -12,7 +12,7 @@ import trio
 
 from config.settings import Egress
 from daemon import clock
-from daemon.errors import EndpointUrlInvalid, SealBroken
+from daemon.errors import EndpointUrlInvalid, SealBroken, SealingKeyMissing
 from daemon.ids import new_attempt_id
 from daemon.log import get
 from daemon.model import AttemptRecord, Claim, Event, Outcome, SubscriptionConfig
@@ -34,12 +34,14 @@ class Withdrawn(Exception):
 class Setup:
     """What sending with one version of a configuration takes.
 
-    `signer` is None where the secret does not open. `target` is None where the URL, which was fine when it was stored,
-    is not by the operator's present rules: `fault` says why.
+    `signer` is None where the secret does not open; where only the operator's key for it is not there, `lacks_key`.
+    `target` is None where the URL, which was fine when it was stored, is not by the operator's present rules: `fault`
+    says why.
     """
 
     config: SubscriptionConfig
     signer: signing.Signer | None
+    lacks_key: bool
     target: endpoint_url.Target | None
     fault: str
 
@@ -53,12 +55,18 @@ class Setup:
             )
         except EndpointUrlInvalid as e:
             fault = str(e)
-        return cls(config, _signer(ring, config), target, fault)
+        try:
+            signer, lacks_key = _signer(ring, config), False
+        except SealingKeyMissing:  # which the ring remembers, to be told once and not for each subscription
+            signer, lacks_key = None, True
+        return cls(config, signer, lacks_key, target, fault)
 
 
 def _signer(ring: KeyRing, config: SubscriptionConfig) -> signing.Signer | None:
     try:
         current = signing.SigningKey.of(open_secret(ring, config.id, config.secret_sealed))
+    except SealingKeyMissing:
+        raise
     except SealBroken as e:
         log.warning("subscription.secret_unreadable", subscription_id=config.id, error=str(e))
         return None
@@ -66,6 +74,8 @@ def _signer(ring: KeyRing, config: SubscriptionConfig) -> signing.Signer | None:
         return signing.Signer(current)
     try:
         previous = signing.SigningKey.of(open_previous_secret(ring, config.id, config.previous_secret_sealed))
+    except SealingKeyMissing:
+        raise
     except SealBroken as e:
         log.warning("subscription.previous_secret_unreadable", subscription_id=config.id, error=str(e))
         return signing.Signer(current)

@@ -144,7 +144,7 @@ class Delivery:
 
     def _equip(self, config: SubscriptionConfig) -> None:
         before = self._setup
-        if config.version != before.config.version:
+        if config.version != before.config.version or before.lacks_key:
             self._setup = Setup.of(config, self._tools.ring, self._tools.settings.egress)
         target = self._setup.target
         if self._endpoint is None or target != before.target:
@@ -251,7 +251,8 @@ class Delivery:
             self._standing = "deleted"
         if self._setup.signer is None and self._standing == "enabled":
             self._standing = "disabled"
-            await self._desk.disable(self, "secret_unreadable")
+            if not self._setup.lacks_key:  # held, and tried again with each reading, until the key is given
+                await self._desk.disable(self, "secret_unreadable")
         if self._is_shut():
             self._hold_mailbox()
             return

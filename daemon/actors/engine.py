@@ -80,7 +80,7 @@ class Engine:
         tools = Tools(settings, ring, self.sender, self.lanes, fence, self.recorder, self.observer)
         self.roster = Roster(pool, tools)
         self.recorder.on_recorded = self.roster.recorded
-        self.ownership = Ownership(open_session, fence, self.roster)
+        self.ownership = Ownership(open_session, fence, self.roster, ring)
         claiming = Claiming(pool, self.ownership, self.roster, self.lanes, self.recorder)
         self.test_fire = TestFire(api_pool, tools)
         self._roles: dict[str, Callable[[], Awaitable[None]]] = {

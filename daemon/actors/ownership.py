@@ -26,7 +26,8 @@ from daemon.actors.intake import Intake
 from daemon.actors.roster import LEASE_S, Roster
 from daemon.errors import DatabaseUnavailable
 from daemon.log import get
-from daemon.store import queue
+from daemon.sealing import KeyRing
+from daemon.store import queue, sealed
 from daemon.store import shards as store
 from daemon.store.connection import Connection
 from daemon.store.shards import SHARDS
@@ -51,10 +52,13 @@ class Ownership:
         open_session: Callable[[], AbstractAsyncContextManager[Connection]],
         fence: Fence,
         roster: Roster,
+        ring: KeyRing,
     ) -> None:
         self._open_session = open_session
         self._fence = fence
         self._roster = roster
+        self._ring = ring
+        self._shown_keys: list[bytes] = []
         self.intake: Intake | None = None
         self.outbox_bell = Doorbell()
         self.due_bell = Doorbell()
@@ -111,6 +115,8 @@ class Ownership:
     async def _begin(self, conn: Connection) -> None:
         with trio.fail_after(CHECK_DEADLINE_S):
             await store.listen(conn)
+            self._shown_keys = []
+            await self._show_keys(conn)
             if not self._stopping:
                 await store.join(conn)
                 self._is_member = True
@@ -134,6 +140,7 @@ class Ownership:
             await self._check(conn, began)
             await self._balance(conn)
             await self._beat(conn)
+            await self._show_keys(conn)
         until = began + CHECK_S
         while (left_s := until - trio.current_time()) > 0 and not self._stopping:
             with trio.fail_after(CHECK_DEADLINE_S):
@@ -178,6 +185,12 @@ class Ownership:
                 self._heard_at = trio.current_time()
         elif self.intake is not None:
             self.intake.offer(payload)
+
+    async def _show_keys(self, conn: Connection) -> None:
+        """Let a rotation see which sealing keys this daemon holds."""
+        if (held := self._ring.key_ids) != self._shown_keys:
+            await sealed.show(conn, held, shown=self._shown_keys)
+            self._shown_keys = held
 
     # -- shares -----------------------------------------------------------------------------------------------------
 

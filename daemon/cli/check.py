@@ -16,8 +16,9 @@ from config.settings import Settings
 from daemon.cli.shared import config_option, database, settings_from
 from daemon.embedded_postgres import running_url
 from daemon.errors import DealixError
-from daemon.sealing import FILE_NAME, KeyRing, load_key_ring
-from daemon.store import migrate, once, subscriptions
+from daemon.key_file import FILE_NAME, load_key_ring
+from daemon.sealing import KeyRing
+from daemon.store import migrate, once, sealed, subscriptions
 
 _DATABASE_S: Final = 20.0
 _EGRESS_S: Final = 5.0
@@ -96,8 +97,8 @@ async def _judge_database(settings: Settings, url: str, hosts: list[str]) -> lis
         await migrate.check_version(conn)
         notes.append("schema is up to date")
         ring = _ring(settings)
-        if ring is not None and (foreign := await subscriptions.foreign_seals(conn, ring)):
-            raise Failed(f"{foreign} subscriptions have secrets that the sealing key does not open")
+        if ring is not None and (lacking := await sealed.missing(conn, ring)):
+            raise Failed(f"a sealing key is not there, but in use: {sealed.say(lacking)}")
         if missing := await migrate.emitter_role_missing(conn):
             notes.append("the role dealix_emitter is missing or may not emit; run: " + " ".join(missing.split()))
         hosts += await subscriptions.endpoint_hosts(conn)

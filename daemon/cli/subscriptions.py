@@ -15,9 +15,10 @@ from config.settings import Egress
 from daemon.cli.shared import config_option, settings_from, with_database
 from daemon.errors import EndpointUrlInvalid, ImportConflict, SubscriptionLimit
 from daemon.ids import CUSTOMER_ID, SUBSCRIPTION_ID, CustomerId, SubscriptionId
+from daemon.key_file import load_key_ring
 from daemon.policy import endpoint_url
 from daemon.policy.signing import PREFIX
-from daemon.sealing import KeyRing, load_key_ring
+from daemon.sealing import KeyRing
 from daemon.store import event_types
 from daemon.store.connection import Connection
 from daemon.store.subscription_import import import_one

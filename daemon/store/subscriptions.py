@@ -21,7 +21,8 @@ from daemon.store.connection import Connection
 
 MAX_PER_CUSTOMER: Final = 100
 
-_TABLE: Final = "subscriptions"
+TABLE: Final = "subscriptions"
+"""As seals name it."""
 _SECRET_BYTES: Final = 33  # 44 characters of base64 without padding
 
 
@@ -169,12 +170,6 @@ WHERE id = %(id)s
 RETURNING previous_secret_expires_at
 """
 
-_FOREIGN_SEALS: Final = """
-SELECT count(*)
-FROM dealix.subscriptions
-WHERE substr(secret_sealed, 2, 8) <> ALL (%(key_ids)s::bytea[])
-"""
-
 _ENDPOINT_HOSTS: Final = r"""
 SELECT host
 FROM (
@@ -251,7 +246,7 @@ async def insert(conn: Connection, ring: KeyRing, row: NewRow) -> None:
             "events": list(row.events),
             "description": row.description,
             "enabled": row.enabled,
-            "secret_sealed": ring.seal(row.secret, table=_TABLE, column="secret", row=row.id),
+            "secret_sealed": ring.seal(row.secret, table=TABLE, column="secret", row=row.id),
         },
     )
 
@@ -327,7 +322,7 @@ async def rotate(conn: Connection, ring: KeyRing, subscription_id: SubscriptionI
             _ROTATE,
             {
                 "id": subscription_id,
-                "secret": ring.seal(secret, table=_TABLE, column="secret", row=subscription_id),
+                "secret": ring.seal(secret, table=TABLE, column="secret", row=subscription_id),
                 "previous": _as_previous(ring, subscription_id, row[0]) if overlap_s > 0 else None,
                 "overlap_s": overlap_s,
             },
@@ -338,18 +333,12 @@ async def rotate(conn: Connection, ring: KeyRing, subscription_id: SubscriptionI
 
 def open_secret(ring: KeyRing, subscription_id: SubscriptionId, sealed: bytes) -> str:
     """The secret in `secret_sealed`. Raises SealBroken."""
-    return ring.open(sealed, table=_TABLE, column="secret", row=subscription_id)
+    return ring.open(sealed, table=TABLE, column="secret", row=subscription_id)
 
 
 def open_previous_secret(ring: KeyRing, subscription_id: SubscriptionId, sealed: bytes) -> str:
     """The secret in `previous_secret_sealed`. Raises SealBroken."""
-    return ring.open(sealed, table=_TABLE, column="previous_secret", row=subscription_id)
-
-
-async def foreign_seals(conn: Connection, ring: KeyRing) -> int:
-    """How many subscriptions have a secret that was sealed with a key that is not in the ring: 0 in good order."""
-    (row,) = await (await conn.execute(_FOREIGN_SEALS, {"key_ids": ring.key_ids})).fetchall()
-    return row[0]
+    return ring.open(sealed, table=TABLE, column="previous_secret", row=subscription_id)
 
 
 async def endpoint_hosts(conn: Connection) -> list[str]:
@@ -364,4 +353,4 @@ def _as_previous(ring: KeyRing, subscription_id: SubscriptionId, sealed: bytes) 
         secret = open_secret(ring, subscription_id, sealed)
     except SealBroken:
         return None
-    return ring.seal(secret, table=_TABLE, column="previous_secret", row=subscription_id)
+    return ring.seal(secret, table=TABLE, column="previous_secret", row=subscription_id)

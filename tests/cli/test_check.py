@@ -12,7 +12,7 @@ import trio
 
 from config.settings import load
 from daemon.ids import CustomerId
-from daemon.sealing import load_key_ring
+from daemon.key_file import load_key_ring
 from daemon.store import subscriptions
 from daemon.store.connection import connect
 from tests.cli.conftest import Dealix
@@ -82,7 +82,8 @@ def test_a_sealing_key_that_opens_no_secret_fails(on_database: Dealix, migrated_
     load_key_ring(load(None, os.environ))
     ended = on_database("check")
     assert ended.code == 1
-    assert "1 subscriptions have secrets that the sealing key does not open" in ended.out
+    assert "a sealing key is not there, but in use: " in ended.out
+    assert "(needed by 1 subscriptions)" in ended.out
 
 
 @pytest.mark.parametrize(("names", "code"), [(("a.invalid", "b.invalid"), 1), (("a.invalid", "localhost"), 0)])

@@ -120,6 +120,13 @@ def test_an_empty_credential_is_as_good_as_none(tmp_path: Path) -> None:
     assert load(None, {"CREDENTIALS_DIRECTORY": str(tmp_path)}).database.embedded
 
 
+def test_a_sealing_key_that_is_empty_is_a_fault_wherever_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "sealing_key").write_text("\n")
+    for environ in ({"CREDENTIALS_DIRECTORY": str(tmp_path)}, {"DEALIX_SEALING_KEY": ""}, {"DEALIX_SEALING_KEY": " "}):
+        with pytest.raises(ConfigError, match="sealing_key .*should be the base64 text of 32 bytes"):
+            load(None, environ)
+
+
 @pytest.mark.parametrize("text", ["0,30, 300", "[0, 30, 300]"])
 def test_a_list_in_the_environment_is_written_with_commas_or_as_json(text: str) -> None:
     assert load(None, {"DEALIX_DELIVERY__RETRY_SCHEDULE_S": text}).delivery.retry_schedule_s == (0, 30, 300)

@@ -14,6 +14,7 @@ from standardwebhooks import Webhook
 from daemon.errors import ImportConflict, SealBroken, SubscriptionLimit
 from daemon.ids import CustomerId, SubscriptionId
 from daemon.sealing import KeyRing
+from daemon.store import sealed as seals
 from daemon.store import subscriptions
 from daemon.store.connection import Connection, connect
 from daemon.store.subscription_import import import_one
@@ -261,12 +262,12 @@ async def test_a_secret_that_does_not_open_can_be_rotated_away(conn: Connection)
     with trio.fail_after(LIMIT_S):
         made, _ = await make(conn)
         foreign = KeyRing(KEY[::-1])
-        assert await subscriptions.foreign_seals(conn, RING) == 0
-        assert await subscriptions.foreign_seals(conn, foreign) == 1
+        assert await seals.missing(conn, RING) == []
+        assert [use.subscriptions for use in await seals.missing(conn, foreign)] == [1]
         rotated = await subscriptions.rotate(conn, foreign, made.id, 600)
         assert rotated is not None
         assert rotated.previous_secret_expires_at is None
-        assert await subscriptions.foreign_seals(conn, foreign) == 0
+        assert await seals.missing(conn, foreign) == []
 
 
 async def test_an_import_keeps_id_and_secret_and_a_second_one_changes_nothing(conn: Connection) -> None:

@@ -24,6 +24,7 @@ COMMAND: Final = (sys.executable, "-m", "daemon", "serve")
 START_S: Final = 30.0
 END_S: Final = 35.0
 """The drain may take 25 s, and the last writes their own time."""
+COMMAND_S: Final = 60.0
 LOOK_S: Final = 0.02
 
 T = TypeVar("T")
@@ -132,13 +133,25 @@ class DaemonProcess:
         return at
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: exit code, standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
 @dataclass
 class Installation:
-    """Daemons with one data directory and one sealing key. `end` ends what still runs of what was started here."""
+    """Daemons with one data directory and one sealing key, None for the one that the first start makes there.
+
+    `end` ends what still runs of what was started here.
+    """
 
     directory: Path
     command: Sequence[str] = COMMAND
-    sealing_key: str = field(default_factory=lambda: base64.b64encode(secrets.token_bytes(32)).decode())
+    sealing_key: str | None = field(default_factory=lambda: base64.b64encode(secrets.token_bytes(32)).decode())
     processes: list[DaemonProcess] = field(default_factory=list[DaemonProcess])
 
     @property
@@ -157,16 +170,7 @@ class Installation:
 
         Of this process' own environment it gets the PATH alone.
         """
-        given = {
-            "PATH": os.environ["PATH"],
-            "DEALIX_DATA_DIR": str(self.data_dir),
-            "DEALIX_SEALING_KEY": self.sealing_key,
-            "DEALIX_API__BIND": "127.0.0.1:0",
-            "DEALIX_EGRESS__ALLOW_LOCALHOST": "true",
-        }
-        if database_url is not None:
-            given["DEALIX_DATABASE__URL"] = database_url
-        given |= {name: str(value) for name, value in environ.items()}
+        given = self._environ(database_url) | {name: str(value) for name, value in environ.items()}
         log_file = self.directory / f"daemon-{len(self.processes) + 1}.log"
         daemon = DaemonProcess(log_file, given, [*self.command, *([] if config is None else ["--config", str(config)])])
         self.processes.append(daemon)
@@ -174,6 +178,39 @@ class Installation:
             daemon.wait_for("daemon.ready")
             daemon.ready_after_s = time.monotonic() - daemon.started_at
         return daemon
+
+    def run(
+        self,
+        *words: str,
+        database_url: str | None = None,
+        stdin: str = "",
+        environ: Mapping[str, str | int] = MappingProxyType({}),
+    ) -> Ended:
+        """Run a command to its end, with the settings that the daemons have."""
+        given = self._environ(database_url) | {name: str(value) for name, value in environ.items()}
+        ended = subprocess.run(
+            [sys.executable, "-m", "daemon", *words],
+            env=given,
+            cwd=ROOT,
+            input=stdin.encode(),
+            capture_output=True,
+            timeout=COMMAND_S,
+            check=False,
+        )
+        return Ended(ended.returncode, ended.stdout.decode(), ended.stderr.decode())
+
+    def _environ(self, database_url: str | None) -> dict[str, str]:
+        given = {
+            "PATH": os.environ["PATH"],
+            "DEALIX_DATA_DIR": str(self.data_dir),
+            "DEALIX_API__BIND": "127.0.0.1:0",
+            "DEALIX_EGRESS__ALLOW_LOCALHOST": "true",
+        }
+        if self.sealing_key is not None:
+            given["DEALIX_SEALING_KEY"] = self.sealing_key
+        if database_url is not None:
+            given["DEALIX_DATABASE__URL"] = database_url
+        return given
 
     def end(self) -> None:
         """Kill what still runs, and wait for the end of the Postgres that it had."""
