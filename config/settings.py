@@ -88,7 +88,14 @@ class Api(Group):
     bind: values.Bind = Field(
         default="127.0.0.1:8080",
         description="host:port, or [::1]:port, where the HTTP API listens; port 0 takes a free one. It speaks plain "
-        "HTTP: put a TLS proxy before it and leave it on loopback.",
+        "HTTP: put a TLS proxy before it and leave it on loopback. Sockets that systemd passes take its place.",
+    )
+    max_connections: int = Field(
+        default=512,
+        ge=4,
+        le=16_384,
+        description="Clients at once; a newcomer then takes the place of whoever has kept us waiting longest. Each may "
+        "hold a body of 1 MiB, and all of them at most a quarter of the file descriptors.",
     )
     trusted_proxies: values.Networks = Field(
         default=(),

@@ -20,6 +20,7 @@ import trio
 
 from api import server
 from api.app import create_app
+from api.connection import Limits
 from api.services import Services
 from config.settings import Settings, keys, load
 from config.sources import ConfigError
@@ -34,7 +35,7 @@ from daemon.sealing import KeyRing
 from daemon.store import migrate, partitions, sealed
 from daemon.store.connection import Connection
 from daemon.store.sessions import HOT, Database
-from daemon.systemd import Notifier, watchdog_s
+from daemon.systemd import Notifier, passed_fds, watchdog_s
 
 log = logs.get("daemon")
 
@@ -70,6 +71,11 @@ def _raise_open_files() -> None:
     wanted = min(hard, MAX_OPEN_FILES) if hard != resource.RLIM_INFINITY else MAX_OPEN_FILES
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _places(wanted: int) -> int:
+    """Clients at once: a quarter of the descriptors at most. Deliveries, database and log have the rest."""
+    return min(wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 
 
 @dataclass
@@ -143,7 +149,7 @@ class Daemon:
 
     async def _work(self) -> None:
         # Before the engine: an address that is taken ends the start before any shard is owned.
-        listener = server.listen(self.settings.api.bind)
+        listeners = server.adopt(passed_fds(os.environ)) or [server.listen(self.settings.api.bind)]
         engine = Engine(
             self.settings,
             self.ring,
@@ -160,13 +166,14 @@ class Daemon:
             test_fire=engine.test_fire.fire,
             readiness=engine.readiness,
         )
-        await engine.run(partial(self._serve_until_stopped, services, engine, listener))
+        await engine.run(partial(self._serve_until_stopped, services, engine, listeners))
         await self.pool.aclose()
         await self.api_pool.aclose()
 
-    async def _serve_until_stopped(self, services: Services, engine: Engine, listener: socket.socket) -> None:
+    async def _serve_until_stopped(self, services: Services, engine: Engine, listeners: list[socket.socket]) -> None:
+        app, limits = create_app(services), Limits(connections=_places(self.settings.api.max_connections))
         async with trio.open_nursery() as serving:
-            start = partial(server.serve, create_app(services), [listener], stop=self.stopping, grace_s=API_GRACE_S)
+            start = partial(server.serve, app, listeners, stop=self.stopping, grace_s=API_GRACE_S, limits=limits)
             urls: list[str] = await serving.start(start)
             async with trio.open_nursery() as announcing:
                 announcing.start_soon(self._say_ready, urls[0], engine)
