@@ -98,6 +98,7 @@ def test_every_exception_of_a_group_is_told(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.threat("N95")
 def test_what_looks_like_a_secret_never_reaches_the_stream(opened: Opened, log_format: Format) -> None:
     written = opened("debug", log_format)
     log.get("x").info(
@@ -177,6 +178,7 @@ def test_a_closed_or_full_stream_loses_the_line_and_harms_nobody() -> None:
 
 
 @given(st.dictionaries(st.text(st.characters(codec="ascii", categories=["L"]), min_size=1), st.text() | st.binary()))
+@pytest.mark.threat("N68")
 def test_any_keys_and_texts_make_one_line(keys: dict[str, str | bytes]) -> None:
     """Lone surrogates, control characters, line separators: all there is in text."""
     ours, theirs = os.pipe()

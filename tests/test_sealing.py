@@ -32,6 +32,7 @@ def test_what_was_sealed_opens_in_its_place(secret: str) -> None:
     assert ring.open(ring.seal(secret, **HERE), **HERE) == secret
 
 
+@pytest.mark.threat("N96")
 def test_the_secret_is_not_in_what_is_stored_and_two_seals_of_it_differ() -> None:
     ring = KeyRing(KEY)
     first, second = (ring.seal("whsec_canary", **HERE) for _ in range(2))
@@ -40,6 +41,7 @@ def test_the_secret_is_not_in_what_is_stored_and_two_seals_of_it_differ() -> Non
 
 
 @pytest.mark.parametrize("elsewhere", [{"table": "api_keys"}, {"column": "previous_secret"}, {"row": "whk_2"}])
+@pytest.mark.threat("N97")
 def test_a_seal_copied_to_another_place_does_not_open(elsewhere: dict[str, str]) -> None:
     ring = KeyRing(KEY)
     with pytest.raises(SealBroken, match="sealed for another row"):
@@ -62,6 +64,7 @@ def test_what_is_no_seal_is_refused(sealed: bytes) -> None:
         KeyRing(KEY).open(sealed, **HERE)
 
 
+@pytest.mark.threat("N98")
 def test_another_key_is_told_by_its_id_and_an_older_one_in_the_ring_still_opens() -> None:
     old = secrets.token_bytes(32)
     sealed = KeyRing(old).seal("x", **HERE)
@@ -84,6 +87,7 @@ def test_another_key_is_told_by_its_id_and_an_older_one_in_the_ring_still_opens(
     ],
     ids=["zeros", "ones", "counting", "counting down", "typed", "mostly one letter"],
 )
+@pytest.mark.threat("N90")
 def test_a_key_that_nobody_drew_by_chance_is_refused(weak: bytes, tmp_path: Path) -> None:
     with pytest.raises(SettingsInvalid, match="not random"):
         load_key_ring(settings(tmp_path, base64.b64encode(weak).decode()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import pytest
 import trio
 from stripe import WebhookSignature
 
@@ -128,6 +129,7 @@ async def test_results_that_come_in_after_a_disabling_are_logged_and_do_not_coun
 # ── by a secret that does not open ───────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.threat("N97-N98")
 async def test_a_secret_that_does_not_open_disables_its_subscription_and_nobody_elses(migrated_database: str) -> None:
     swap = (
         "UPDATE dealix.subscriptions SET secret_sealed = (SELECT secret_sealed FROM dealix.subscriptions WHERE id = %s)"

@@ -32,6 +32,7 @@ def arrived(receiver: Receiver, path: str | None = None) -> list[object]:
 # ── transactions ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.threat("N111")
 async def test_what_rolls_back_is_never_sent_and_what_commits_is(any_database: str) -> None:
     with trio.fail_after(20):
         async with open_receiver() as receiver, running_engine(any_database) as running:
@@ -69,6 +70,7 @@ async def test_what_was_committed_while_no_daemon_ran_is_sent_after_the_start(mi
             assert arrived(receiver) == [0, 1, 2]
 
 
+@pytest.mark.threat("N110")
 async def test_an_emit_without_a_wake_up_arrives_within_a_second(migrated_database: str) -> None:
     with trio.fail_after(20):
         async with open_receiver() as receiver, running_engine(migrated_database) as running:
@@ -127,6 +129,7 @@ async def test_each_subscription_gets_the_types_it_wants_of_its_own_customer(mig
             }
 
 
+@pytest.mark.threat("N122")
 async def test_a_flood_arrives_whole_and_once_and_does_not_delay_others_of_its_shard_or_of_another(
     migrated_database: str,
 ) -> None:
@@ -168,6 +171,22 @@ async def test_no_event_is_lost_between_an_actor_that_leaves_and_the_next(
             await running.until(0, LEFT)
             assert arrived(receiver) == list(range(150))
             assert {r.headers["dealix-delivery-attempt"] for r in receiver.received} == {"1"}
+
+
+@pytest.mark.threat("N114")
+async def test_equal_events_of_one_transaction_are_as_many_although_their_wake_ups_are_one(
+    migrated_database: str,
+) -> None:
+    with trio.fail_after(20):
+        async with open_receiver() as receiver, running_engine(migrated_database) as running:
+            await running.subscribe(receiver.url())
+            async with running.pool.connection(5) as conn, conn.transaction():
+                for _ in range(3):
+                    await conn.execute(EMIT, ('{"n": 1}',))
+            await receiver.wait_for(3)
+            await running.until(0, LEFT)
+            assert arrived(receiver) == [1, 1, 1]
+            assert len({r.headers["dealix-event-id"] for r in receiver.received}) == 3
 
 
 # ── wake-ups ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -233,6 +252,7 @@ async def notify(running: Running, *payloads: str) -> None:
             await conn.execute("SELECT pg_notify(%s, %s)", (RAW, payload))
 
 
+@pytest.mark.threat("N108")
 async def test_raw_notifies_are_events_and_malformed_ones_harm_nobody(any_database: str) -> None:
     with trio.fail_after(20):
         async with open_receiver() as receiver, running_engine(any_database) as running:
@@ -249,6 +269,7 @@ async def test_raw_notifies_are_events_and_malformed_ones_harm_nobody(any_databa
             assert await running.count("events") == len(MALFORMED) + 1
 
 
+@pytest.mark.threat("N110")
 async def test_raw_notifies_are_not_heard_where_they_are_switched_off(migrated_database: str) -> None:
     with trio.fail_after(20):
         async with (

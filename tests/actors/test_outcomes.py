@@ -82,6 +82,7 @@ async def due_in_s(running: Running, subscription_id: str) -> float:
     return rows[0][0]
 
 
+@pytest.mark.threat("N45")
 async def test_each_answer_has_the_outcome_of_the_contract(any_database: str) -> None:
     with trio.fail_after(30):
         async with (
@@ -180,6 +181,7 @@ async def test_an_address_that_the_operator_does_not_allow_is_never_connected_to
             assert receiver.connections == 0
 
 
+@pytest.mark.threat("N45")
 async def test_retry_after_is_honoured_where_it_is_longer(migrated_database: str) -> None:
     in_two_hours = format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True)
     expected_s = {
@@ -203,6 +205,7 @@ async def test_retry_after_is_honoured_where_it_is_longer(migrated_database: str
                 assert low_s < await due_in_s(running, ids[value]) <= high_s, value
 
 
+@pytest.mark.threat("N120")
 async def test_six_attempts_carry_identical_bytes_and_then_the_delivery_is_exhausted(migrated_database: str) -> None:
     with trio.fail_after(30):
         async with (
@@ -278,6 +281,7 @@ async def test_gone_disables_at_once_and_nothing_more_is_sent(migrated_database:
             assert len(receiver.received) == 1
 
 
+@pytest.mark.threat("N99")
 async def test_after_a_rotation_the_very_next_request_carries_both_signatures(migrated_database: str) -> None:
     with trio.fail_after(20):
         async with open_receiver() as receiver, running_engine(migrated_database) as running:
@@ -313,6 +317,7 @@ async def test_the_log_names_the_url_that_was_called_although_it_changed_meanwhi
             ]
 
 
+@pytest.mark.threat("N42")
 async def test_what_a_hostile_receiver_answers_is_stored_harmlessly(migrated_database: str) -> None:
     hostile = b"HTTP/1.1 200 OK\r\nX-Odd: \xff\xfe\x80\r\nContent-Length: 12\r\n\r\na\0b\xff\xfe\xed\xa0\x80\x1b[2J"
     with trio.fail_after(20):

@@ -193,6 +193,7 @@ async def test_what_was_in_flight_while_the_database_was_away_is_recorded_and_no
             assert await running.count("attempts") == 6
 
 
+@pytest.mark.threat("N116")
 async def test_a_session_that_has_lost_its_locks_or_its_listening_is_replaced(
     migrated_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from itertools import pairwise
 from typing import Final
 
+import pytest
 import trio
 
 from daemon import clock
@@ -234,6 +235,7 @@ async def test_of_two_recoveries_of_one_subscription_the_second_does_not_begin(m
             await begin(running, scope(hook, "all"))
 
 
+@pytest.mark.threat("N107")
 async def test_a_cancelled_recovery_sends_nothing_more(migrated_database: str) -> None:
     with trio.fail_after(20):
         async with open_receiver() as receiver, running_engine(migrated_database) as running:
@@ -312,6 +314,7 @@ async def test_when_its_subscription_is_deleted_it_ends(migrated_database: str) 
             assert len(receiver.received) < 100
 
 
+@pytest.mark.threat("N107")
 async def test_live_events_of_the_same_endpoint_do_not_wait_for_a_recovery(migrated_database: str) -> None:
     with trio.fail_after(40):
         async with open_receiver() as receiver, running_engine(migrated_database) as running:

@@ -16,6 +16,7 @@ async def ask(served: Served, headers: list[tuple[str, str]], path: str = "/webh
     return await served.client.get(BASE + path, headers=headers)
 
 
+@pytest.mark.threat("N81-N82")
 async def test_without_one_valid_key_every_cause_gets_the_same_401(api: Served) -> None:
     key = api.keys["acme"]
     await api.run("UPDATE dealix.api_keys SET revoked_at = now() WHERE customer_id = 'globex'")
@@ -51,6 +52,7 @@ async def test_without_one_valid_key_every_cause_gets_the_same_401(api: Served) 
     assert (await ask(api, [("Authorization", f"bearer {key}")])).status_code == 200  # RFC 9110, section 11.1
 
 
+@pytest.mark.threat("N82")
 async def test_a_key_that_is_not_ascii_is_401(api: Served) -> None:
     for token in ("é", "dlx_é", "\xff", "\uff21", "dlx_" + "\u00b2" * 43):
         for encoded in (token.encode(), token.encode("latin-1", "replace")):
@@ -58,16 +60,19 @@ async def test_a_key_that_is_not_ascii_is_401(api: Served) -> None:
             assert answer.status_code == 401, encoded
 
 
+@pytest.mark.threat("N81")
 async def test_a_key_in_the_query_is_no_key(api: Served) -> None:
     assert (await ask(api, [], f"/webhooks?api_key={api.keys['acme']}")).status_code == 401
 
 
+@pytest.mark.threat("N82", "N88")
 async def test_a_key_that_is_revoked_does_not_get_another_request_in(api: Served) -> None:
     assert (await api.acme.get("/webhooks")).status_code == 200
     await api.run("UPDATE dealix.api_keys SET revoked_at = now() WHERE customer_id = 'acme'")
     assert (await api.acme.get("/webhooks")).status_code == 401
 
 
+@pytest.mark.threat("N86")
 async def test_a_customer_key_acts_for_its_customer_and_no_other(api: Served) -> None:
     own = await api.acme.get("/webhooks")
     named = await api.acme.get("/webhooks", customer_id="acme")
@@ -83,6 +88,7 @@ async def test_an_ops_key_has_to_name_the_customer_where_one_is_needed(api: Serv
         assert (await api.ops.get(path, customer_id="acme")).status_code in {200, 404}
 
 
+@pytest.mark.threat("N87")
 async def test_a_route_for_ops_refuses_a_customer_whatever_else_is_wrong(api: Served) -> None:
     for path in ("/events/emit", "/events/emit/batch"):
         for body in (b"{", b"", b'{"customer_id": "acme", "event_type": "deal.won"}'):
@@ -96,6 +102,7 @@ async def test_routes_for_all_need_no_key_and_take_a_bad_one(api: Served) -> Non
             assert (await api.client.get(url, headers=headers)).status_code == 200
 
 
+@pytest.mark.threat("N95")
 async def test_neither_key_nor_body_nor_query_gets_into_the_log(
     api: Served, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -113,3 +120,17 @@ async def test_neither_key_nor_body_nor_query_gets_into_the_log(
 
 def test_the_holder_of_an_ops_key_owns_every_object() -> None:
     Caller("key_1", None).check_owner(CustomerId("acme"), "webhook")
+
+
+@pytest.mark.threat("N92")
+async def test_a_page_of_another_origin_gets_no_leave_from_us(api: Served) -> None:
+    asks = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    for path in ("/webhooks", "/events/emit", "/event-types"):
+        answers = [
+            await api.client.options(BASE + path, headers=asks),
+            await api.client.get(BASE + path, headers=asks | api.acme.headers),
+        ]
+        assert answers[0].status_code == 405
+        for answer in answers:
+            assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
+            assert "set-cookie" not in answer.headers

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import quote
 
+import pytest
+
 from tests.support.api import Served
 from tests.support.document import VALID, WHK, Operation, operations_of
 
@@ -80,6 +82,7 @@ class Asking:
         return answer.status_code
 
 
+@pytest.mark.threat("N70-N74", "N77", "N79", "N105")
 async def test_no_body_whatever_it_is_gets_more_than_the_4xx_that_it_deserves(api: Served) -> None:
     asking = Asking(api)
     for operation in await operations_of(api):
@@ -94,6 +97,7 @@ async def test_no_body_whatever_it_is_gets_more_than_the_4xx_that_it_deserves(ap
     assert asking.asked == len(BODIES) * len(VALID)
 
 
+@pytest.mark.threat("N77")
 async def test_a_body_of_another_media_type_is_415(api: Served) -> None:
     for kind in (
         *(
@@ -110,6 +114,7 @@ async def test_a_body_of_another_media_type_is_415(api: Served) -> None:
             assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type"), f"{path} {kind}"
 
 
+@pytest.mark.threat("N77")
 async def test_a_compressed_body_is_415(api: Served) -> None:
     headers = api.acme.headers | {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     answer = await api.client.post("/api/v1/ecosystem/webhooks", content=b"\x1f\x8b", headers=headers)
@@ -138,6 +143,7 @@ def bodies_with(operation: Operation, good: dict[str, Any]) -> Iterator[tuple[st
             )
 
 
+@pytest.mark.threat("N68", "N102", "N105")
 async def test_no_value_in_any_field_gets_an_answer_that_the_document_does_not_name(api: Served) -> None:
     asking = Asking(api)
     for operation in await operations_of(api):
@@ -159,6 +165,7 @@ async def test_no_value_in_any_field_gets_an_answer_that_the_document_does_not_n
     assert asking.asked > 400
 
 
+@pytest.mark.threat("N84", "N102", "N104-N106")
 async def test_no_value_in_any_parameter_gets_an_answer_that_the_document_does_not_name(working_api: Served) -> None:
     asking = Asking(working_api)
     for operation in await operations_of(working_api):
@@ -194,6 +201,7 @@ async def test_no_value_in_any_parameter_gets_an_answer_that_the_document_does_n
     assert asking.asked > 700
 
 
+@pytest.mark.threat("N92")
 async def test_unknown_addresses_and_methods_are_problems_too(api: Served) -> None:
     for path in (
         "/",

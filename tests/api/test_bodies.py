@@ -48,6 +48,7 @@ def judge(text: str) -> str | Problem:
 
 
 @given(VALUES, st.booleans(), st.sampled_from([None, 0, 2]))
+@pytest.mark.threat("N75-N76")
 def test_every_json_object_comes_out_as_it_went_in(value: object, ascii_only: bool, indent: int | None) -> None:  # noqa: FBT001 Hypothesis names it
     text = json.dumps({"": value}, ensure_ascii=ascii_only, indent=indent)
     judged = judge(text)
@@ -60,6 +61,7 @@ def test_every_json_object_comes_out_as_it_went_in(value: object, ascii_only: bo
 
 @pytest.mark.parametrize(("depth", "fits"), [(99, True), (100, True), (101, False), (400, False), (2000, False)])
 @pytest.mark.parametrize("pair", [("[", "]"), ('{"a":', "}")])
+@pytest.mark.threat("N71")
 def test_a_hundred_levels_are_enough(depth: int, pair: tuple[str, str], *, fits: bool) -> None:
     text = '{"a":' + pair[0] * (depth - 1) + "1" + pair[1] * (depth - 1) + "}"
     if fits:
@@ -76,6 +78,7 @@ def test_brackets_in_strings_are_no_levels_and_many_side_by_side_are_not_deep() 
 
 
 @pytest.mark.parametrize(("size", "fits"), [(262_144, True), (262_145, False)])
+@pytest.mark.threat("N70")
 def test_a_payload_has_at_most_256_kib(size: int, *, fits: bool) -> None:
     text = '{"a":"' + "é" * ((size - 8) // 2) + "x" * (size % 2) + '"}'
     assert len(text.encode()) == size
@@ -87,6 +90,7 @@ def test_a_payload_has_at_most_256_kib(size: int, *, fits: bool) -> None:
         assert caught.value.status == 413
 
 
+@pytest.mark.threat("N78")
 def test_the_worst_body_of_a_mebibyte_is_judged_in_a_blink() -> None:
     def payload(text: bytes) -> bytes:
         return b'{"payload":{"a":' + text + b"}}"

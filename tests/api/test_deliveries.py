@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
 import stripe
 
 from daemon import clock
@@ -80,6 +81,7 @@ async def test_both_flags_are_400_and_a_backward_range_is_422(api: Served) -> No
     assert (backward.status_code, backward.json()["errors"][0]["field"]) == (422, "until")
 
 
+@pytest.mark.threat("N103")
 async def test_a_cursor_is_good_for_its_own_list_only(api: Served) -> None:
     await log(api, *(Row(W1, f"e{n}") for n in range(3)), *(Row(W1, f"e{n}", "globex") for n in range(3)))
     cursor = (await api.acme.get("/deliveries", limit=1)).json()["next_cursor"]

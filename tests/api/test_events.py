@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import trio
 
 from tests.support.answers import status
@@ -34,6 +35,7 @@ PAYLOADS = [
 ]
 
 
+@pytest.mark.threat("N75-N76")
 async def test_a_payload_reaches_the_endpoint_byte_for_byte(working_api: Served) -> None:
     async with open_receiver() as receiver:
         await working_api.acme.subscribe(receiver.url("/hook"))
@@ -72,6 +74,7 @@ async def test_waiting_ends_when_the_time_is_up_and_with_the_first_look_where_no
     assert trio.current_time() - started_at < 10
 
 
+@pytest.mark.threat("N101")
 async def test_the_same_own_id_is_the_same_event_and_another_payload_is_409(working_api: Served) -> None:
     async with open_receiver() as receiver:
         await working_api.acme.subscribe(receiver.url("/hook"))

@@ -27,6 +27,7 @@ def test_a_cursor_leads_back_to_its_position(filters: list[str | bool | None], p
 
 
 @given(FILTERS, FILTERS, POSITIONS)
+@pytest.mark.threat("N103")
 def test_a_cursor_of_another_list_or_other_filters_is_refused(
     one: list[str | bool | None], other: list[str | bool | None], position: str
 ) -> None:
@@ -39,6 +40,7 @@ def test_a_cursor_of_another_list_or_other_filters_is_refused(
 
 
 @given(POSITIONS, st.integers(0, 1000), st.integers(0, 7))
+@pytest.mark.threat("N103")
 def test_a_damaged_cursor_is_refused(position: str, place: int, bit: int) -> None:
     pages = List("deliveries", ["acme"])
     cursor = pages.cursor(position)
@@ -52,6 +54,7 @@ def test_a_damaged_cursor_is_refused(position: str, place: int, bit: int) -> Non
 
 
 @given(st.text(max_size=60))
+@pytest.mark.threat("N103")
 def test_any_text_is_refused_with_a_422(text: str) -> None:
     with pytest.raises(Problem) as caught:
         List("deliveries", ["acme"]).position(text, SHAPE)

@@ -20,6 +20,7 @@ from tests.support.api import Served
 from tests.support.receiver import open_receiver
 
 
+@pytest.mark.threat("N94", "N99")
 async def test_a_rotation_gives_a_new_secret_and_both_sign_until_the_old_one_expires(working_api: Served) -> None:
     async with open_receiver() as receiver:
         made = await working_api.acme.subscribe(receiver.url("/hook"))

@@ -46,6 +46,7 @@ async def test_a_body_that_never_comes_after_the_answer_costs_its_connection(api
             assert await stream.receive_some() == b""
 
 
+@pytest.mark.threat("N80")
 async def test_a_body_that_does_not_come_in_time_is_408(api: Served) -> None:
     api.app.config["BODY_TIMEOUT"] = 0.2
     key = api.keys["acme"].encode()
@@ -56,6 +57,7 @@ async def test_a_body_that_does_not_come_in_time_is_408(api: Served) -> None:
 
 
 @pytest.mark.parametrize("length", [b"Content-Length: 9999999999", b"Transfer-Encoding: chunked"])
+@pytest.mark.threat("N70")
 async def test_a_body_over_a_mebibyte_is_413_and_not_kept(api: Served, length: bytes) -> None:
     request = b"POST " + BASE.encode() + b"/webhooks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     request += b"Authorization: Bearer " + api.keys["acme"].encode() + b"\r\n" + length + b"\r\n\r\n"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
+import pytest
+
 from tests.support.api import Served
 from tests.support.document import VALID, Operation, operations_of
 from tests.support.log import Row, write
@@ -94,6 +96,7 @@ async def attack(api: Served, operation: Operation, acme: Acme) -> int:
     return len(queries)
 
 
+@pytest.mark.threat("N83", "N85-N86")
 async def test_a_key_of_one_customer_sees_and_changes_nothing_of_another(api: Served) -> None:
     acme = Acme(api)
     await acme.make()
@@ -109,6 +112,7 @@ async def test_a_key_of_one_customer_sees_and_changes_nothing_of_another(api: Se
     assert own.status_code == 200  # the ids that were tried are good ones
 
 
+@pytest.mark.threat("N83")
 async def test_another_customers_object_looks_like_none_at_all(api: Served) -> None:
     acme = Acme(api)
     await acme.make()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 
 from daemon.policy.signing import standard_key
@@ -14,6 +15,7 @@ S_FIELDS = {
 }  # fmt: skip
 
 
+@pytest.mark.threat("N94")
 async def test_a_new_subscription_answers_what_the_contract_says_and_its_secret_once(api: Served) -> None:
     made = await api.acme.subscribe(f"{NOWHERE}?token=x", events=["deal.won", "deal.lost", "deal.won"], description="d")
     assert set(made) == {
@@ -68,6 +70,7 @@ REFUSED_URLS: list[tuple[str, int, str | None]] = [
 ]
 
 
+@pytest.mark.threat("N32")
 async def test_a_url_that_may_not_be_called_is_refused_at_registration_and_at_change(api: Served) -> None:
     made = await api.acme.subscribe()
     for url, status, code in REFUSED_URLS:
@@ -81,6 +84,7 @@ async def test_a_url_that_may_not_be_called_is_refused_at_registration_and_at_ch
     assert (await api.acme.get(f"/webhooks/{made['id']}")).json()["endpoint_url"] == NOWHERE
 
 
+@pytest.mark.threat("N32")
 async def test_a_name_is_looked_up_at_registration_and_refused_only_where_it_leads_inside(
     migrated_database: str,
 ) -> None:
@@ -99,6 +103,7 @@ async def test_a_name_is_looked_up_at_registration_and_refused_only_where_it_lea
                 assert "10.0.0.1" not in answer.text
 
 
+@pytest.mark.threat("N69")
 async def test_unknown_event_types_are_400_and_named(api: Served) -> None:
     made = await api.acme.subscribe()
     for events in (["no.such"], ["deal.won", "\x00"], ["DEAL.WON"], [""], ["deal.won' OR 1=1"], ["*"], ["x" * 129]):

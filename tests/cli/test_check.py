@@ -75,6 +75,7 @@ def test_a_database_that_is_away_fails_and_the_other_checks_still_run(dealix: De
     assert "ok      egress" in ended.out
 
 
+@pytest.mark.threat("N98")
 def test_a_sealing_key_that_opens_no_secret_fails(on_database: Dealix, migrated_database: str, tmp_path: Path) -> None:
     subscribe(migrated_database, "https://localhost/")
     assert on_database("check").code == 0

@@ -246,6 +246,7 @@ def test_a_config_file_that_is_not_there_is_78(dealix: Dealix) -> None:
     assert "/not/there.toml: No such file or directory" in ended.err
 
 
+@pytest.mark.threat("N90")
 def test_a_sealing_key_that_others_may_read_is_78(
     on_database: Dealix, bare_environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

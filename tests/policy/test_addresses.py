@@ -135,12 +135,14 @@ ALLOWED = [
 
 
 @pytest.mark.parametrize(("address", "reason"), [(a, reason) for reason, found in REFUSED.items() for a in found])
+@pytest.mark.threat("N01-N17")
 def test_an_address_that_is_not_public_is_refused_with_its_reason(address: str, reason: str) -> None:
     verdict = judge(address)
     assert (verdict.allowed, verdict.reason) == (False, reason)
 
 
 @pytest.mark.parametrize("address", ALLOWED)
+@pytest.mark.threat("N13")
 def test_a_public_address_is_allowed(address: str) -> None:
     verdict = judge(address)
     assert (verdict.allowed, verdict.reason) == (True, "")
@@ -149,6 +151,7 @@ def test_a_public_address_is_allowed(address: str) -> None:
 @given(st.integers(0, 2**32 - 1))
 @example(0x7F000001)
 @example(0x01010101)
+@pytest.mark.threat("N18")
 def test_mapped_and_translated_addresses_are_judged_as_the_ipv4_address_inside(number: int) -> None:
     verdict = judge(str(IPv4Address(number)))
     assert judge(str(IPv6Address(0xFFFF << 32 | number))) == verdict
@@ -159,12 +162,14 @@ def test_mapped_and_translated_addresses_are_judged_as_the_ipv4_address_inside(n
 @example(1)
 @example(0x7F000001)
 @example(0xFFFF0000 << 16 | 1)
+@pytest.mark.threat("N18")
 def test_everything_in_the_first_of_256_parts_is_refused_but_mapped_and_translated(number: int) -> None:
     if number >> 32 not in {0xFFFF, 0x64FF9B << 64}:
         assert not judge(str(IPv6Address(number))).allowed
 
 
 @given(st.integers(0, 2**112 - 1))
+@pytest.mark.threat("N18")
 def test_6to4_is_refused_whatever_it_carries(number: int) -> None:
     assert not judge(str(IPv6Address(0x2002 << 112 | number))).allowed
 
@@ -198,6 +203,7 @@ def test_no_text_makes_it_raise(text: str) -> None:
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(0, 32))
 @example(0x0A000001, 0x0A000000, 8)
+@pytest.mark.threat("N29")
 def test_allowed_networks_open_exactly_themselves(number: int, network: int, prefix: int) -> None:
     address = str(IPv4Address(number))
     opened = [ip_network((network & ~((1 << 32 - prefix) - 1), prefix))]

@@ -50,6 +50,7 @@ def refusal(url: str, *, allow_localhost: bool = False, allow_networks: tuple[Ne
         ("https://h.example/" + "p" * 482, "h.example", 443, "/" + "p" * 482, None),
     ],
 )
+@pytest.mark.threat("N58")
 def test_a_good_url_has_one_canonical_form(
     url: str, host: str, port: int, path_and_query: str, canonical: str | None
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_good_url_has_one_canonical_form(
         "ftp://a#b",
     ],
 )
+@pytest.mark.threat("N49-N50")
 def test_what_is_not_https_is_a_fault_of_the_scheme(url: str) -> None:
     assert refusal(url)[0] == "scheme"
 
@@ -191,6 +193,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize(("url", "words"), [(url, words) for words, urls in MALFORMED.items() for url in urls])
+@pytest.mark.threat("N19-N21", "N51-N54", "N56-N57", "N59-N61")
 def test_what_is_not_a_plain_url_is_malformed(url: str, words: str) -> None:
     kind, detail = refusal(url)
     assert (kind, words in detail) == ("malformed", True), detail
@@ -227,6 +230,7 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize(("url", "words"), [(url, words) for words, urls in FORBIDDEN.items() for url in urls])
+@pytest.mark.threat("N22", "N55")
 def test_a_host_or_port_that_must_not_be_called_is_forbidden_with_a_reason(url: str, words: str) -> None:
     kind, detail = refusal(url)
     assert (kind, words in detail) == ("forbidden", True), detail
@@ -272,6 +276,7 @@ def test_allowed_networks_open_their_literal_addresses_to_both_schemes_and_inter
         ("https://[fc00::1]/", "forbidden"),
     ],
 )
+@pytest.mark.threat("N29")
 def test_allowed_networks_open_nothing_else(url: str, kind: str) -> None:
     assert refusal(url, allow_networks=NETWORKS)[0] == kind
 

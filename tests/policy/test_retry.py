@@ -24,6 +24,7 @@ def answered(status: int) -> Outcome:
 # ── verdicts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.threat("N45")
 def test_each_status_has_the_verdict_of_the_contract() -> None:
     expected: dict[int, Verdict] = dict.fromkeys(range(200, 600), "failed")
     expected |= dict.fromkeys(range(200, 300), "delivered")
@@ -82,6 +83,7 @@ def test_without_a_complete_header_block_it_is_a_retry(kind: ErrorKind) -> None:
         ("Tue, 24 Nov 2026 25:61:61 GMT", 0.0),
     ],
 )
+@pytest.mark.threat("N46")
 def test_retry_after_is_seconds_or_a_date_and_anything_else_is_nothing(value: str | None, expected_s: float) -> None:
     assert retry_after_s(value, NOW) == expected_s
 
@@ -91,6 +93,7 @@ def test_retry_after_is_seconds_or_a_date_and_anything_else_is_nothing(value: st
 @example(value="Tue,")
 @example(value=",")
 @example(value="Mon, 01 Jan 0001 00:00:00 +2359")
+@pytest.mark.threat("N46")
 def test_no_retry_after_raises_or_leaves_its_bounds(value: str) -> None:
     assert 0.0 <= retry_after_s(value, NOW) <= MAX_RETRY_AFTER_S
 

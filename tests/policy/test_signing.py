@@ -95,6 +95,7 @@ def test_data_stands_in_the_body_as_the_emitter_wrote_it(data: str) -> None:
         (datetime(2026, 9, 21, 14, 13, 20, 999_999, tzinfo=UTC), 1_790_000_000),
     ],
 )
+@pytest.mark.threat("N121")
 def test_the_timestamp_is_the_whole_unix_second_of_the_emitting(created_at: datetime, timestamp: int) -> None:
     body = envelope(event_id="e", event_type="a.b", customer_id="c", data="{}", created_at=created_at)
     assert json.loads(body)["timestamp"] == timestamp
@@ -151,6 +152,7 @@ def test_the_old_secrets_v1_stands_last_for_receivers_that_keep_only_the_last() 
     assert (new, old) == (sign(NEW, t=t).webhook, sign(OLD, t=t).webhook)
 
 
+@pytest.mark.threat("N99")
 def test_from_the_second_in_which_the_overlap_ends_only_the_new_secret_signs() -> None:
     t = int(time.time())
     assert rotated(t, until=t + 0.5) != sign(NEW, t=t)

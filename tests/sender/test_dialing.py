@@ -58,6 +58,7 @@ def visits(canary: socket.socket) -> int:
         ["not an address"],
     ],
 )
+@pytest.mark.threat("N23-N24", "N26-N27")
 async def test_one_bad_address_refuses_the_name_and_nobody_is_called(
     authority: Authority, posters: Posters, answer: list[str]
 ) -> None:
@@ -74,6 +75,7 @@ async def test_one_bad_address_refuses_the_name_and_nobody_is_called(
     assert not any(address in outcome.error for address in answer)
 
 
+@pytest.mark.threat("N25")
 async def test_a_name_that_changes_its_mind_is_judged_at_every_connect(authority: Authority, posters: Posters) -> None:
     asked: list[str] = []
 
@@ -127,6 +129,7 @@ async def test_allow_localhost_opens_localhost_by_its_own_names_and_nothing_that
         await sender.aclose()
 
 
+@pytest.mark.threat("N22")
 async def test_names_in_the_hosts_file_are_judged_too(authority: Authority) -> None:
     """The real resolver; every machine's hosts file has localhost."""
     sender = Sender(timeout_s=0.6, ca_file=authority.ca_file)
@@ -146,6 +149,7 @@ async def test_names_in_the_hosts_file_are_judged_too(authority: Authority) -> N
         (RuntimeError("can't start new thread"), "The host name no.example could not be looked up."),
     ],
 )
+@pytest.mark.threat("N27")
 async def test_a_look_up_that_fails_is_an_outcome(posters: Posters, error: Exception, sentence: str) -> None:
     def resolve(_: str) -> list[str]:
         raise error
@@ -158,6 +162,7 @@ async def test_a_look_up_that_fails_is_an_outcome(posters: Posters, error: Excep
     assert (outcome.error_kind, outcome.error) == ("dns", sentence)
 
 
+@pytest.mark.threat("N27")
 async def test_an_empty_answer_is_a_dns_failure(posters: Posters) -> None:
     with trio.fail_after(5):
         outcome = await posters.make(lambda _: []).post("https://no.example/")
@@ -193,6 +198,7 @@ async def test_a_name_is_looked_up_once_for_all_who_ask_and_a_failure_is_remembe
     assert asked == 1
 
 
+@pytest.mark.threat("N28")
 async def test_many_silent_name_servers_hold_up_no_other_name_and_no_other_thread(
     authority: Authority, posters: Posters
 ) -> None:
@@ -305,6 +311,7 @@ async def test_an_address_that_never_answers_is_left_at_the_deadline(posters: Po
                 assert outcome.error == "The connection was not made within 0.4 s."
 
 
+@pytest.mark.threat("N31")
 async def test_proxies_of_the_environment_are_ignored(
     monkeypatch: pytest.MonkeyPatch, authority: Authority, posters: Posters
 ) -> None:

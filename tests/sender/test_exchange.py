@@ -81,6 +81,7 @@ async def test_posts_at_the_same_time_have_a_connection_each_and_the_last_used_i
     assert len({request.connection for request in receiver.received[2:]}) == 1
 
 
+@pytest.mark.threat("N30")
 async def test_endpoints_do_not_share_connections_even_for_one_host(poster: Poster, receiver: Receiver) -> None:
     with trio.fail_after(5):
         await poster.post(receiver.url("/a"))

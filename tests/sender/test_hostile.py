@@ -17,6 +17,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 @pytest.mark.parametrize("code", [300, 301, 302, 303, 307, 308])
+@pytest.mark.threat("N33-N34")
 async def test_redirects_are_recorded_and_never_followed(poster: Poster, receiver: Receiver, code: int) -> None:
     with trio.fail_after(5):
         async with open_receiver() as trap:
@@ -27,6 +28,7 @@ async def test_redirects_are_recorded_and_never_followed(poster: Poster, receive
             assert (trap.connections, len(receiver.received)) == (0, 2)
 
 
+@pytest.mark.threat("N35")
 async def test_refresh_and_location_on_a_success_are_only_headers(poster: Poster, receiver: Receiver) -> None:
     async with open_receiver() as trap:
         receiver.answer_all(status(200, headers={"Refresh": f"0; url={trap.url()}", "Location": trap.url()}))
@@ -43,6 +45,7 @@ TIMEOUTS: dict[str, Answer] = {
 
 
 @pytest.mark.parametrize("name", TIMEOUTS)
+@pytest.mark.threat("N39", "N43")
 async def test_without_a_complete_head_the_deadline_ends_it(poster: Poster, receiver: Receiver, name: str) -> None:
     receiver.answer_all(TIMEOUTS[name])
     with trio.fail_after(5):
@@ -88,6 +91,7 @@ BAD_ANSWERS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", BAD_ANSWERS)
+@pytest.mark.threat("N39", "N41")
 async def test_what_is_not_valid_http_is_a_protocol_failure(poster: Poster, receiver: Receiver, name: str) -> None:
     receiver.answer("/", raw(BAD_ANSWERS[name]), status(200))
     with trio.fail_after(5):
@@ -150,6 +154,7 @@ FLOODS: dict[str, tuple[Answer, int | None, str | None]] = {
 
 
 @pytest.mark.parametrize("name", FLOODS)
+@pytest.mark.threat("N36-N37", "N40")
 async def test_a_flood_is_cut_at_once_and_in_little_memory(poster: Poster, receiver: Receiver, name: str) -> None:
     answer, code, kind = FLOODS[name]
     receiver.answer("/", answer, status(201))
@@ -178,6 +183,7 @@ BODIES: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("end", [answers.close, answers.reset], ids=["closed", "reset"])
 @pytest.mark.parametrize("name", BODIES)
+@pytest.mark.threat("N44")
 async def test_after_a_complete_head_a_broken_body_changes_nothing_but_truncated(
     poster: Poster, receiver: Receiver, name: str, end: Callable[[bytes], Answer]
 ) -> None:
@@ -190,6 +196,7 @@ async def test_after_a_complete_head_a_broken_body_changes_nothing_but_truncated
         assert (await poster.post(receiver.url())).status_code == 200
 
 
+@pytest.mark.threat("N38", "N44")
 async def test_a_body_that_drips_is_read_until_the_deadline_and_the_status_stands(
     poster: Poster, receiver: Receiver
 ) -> None:
@@ -247,6 +254,7 @@ async def test_bytes_that_come_later_never_answer_the_next_request(poster: Poste
             nursery.cancel_scope.cancel()
 
 
+@pytest.mark.threat("N42")
 async def test_what_a_hostile_answer_carries_is_stored_printable(poster: Poster, receiver: Receiver) -> None:
     head = b"HTTP/1.1 200 \x1b[31mOK\xff\r\nX-Bytes: a\x80\xff\xad\xe9\tb\r\nRetry-After: \xe9\x9b\r\n"
     receiver.answer_all(raw(head + b"Content-Length: 9\r\n\r\na\0b\xff\xfe\xc3\xa9\x1b."))

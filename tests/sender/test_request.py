@@ -27,12 +27,14 @@ def test_without_headers_and_body_it_is_still_a_request() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "A B", "A:", "A\r\nB", "Ä", "A\0", " A", "A\t"])
+@pytest.mark.threat("N63")
 def test_a_header_name_that_is_no_token_is_refused(name: str) -> None:
     with pytest.raises(RequestUnsafe, match="not a token"):
         build(TARGET, [("Ok", "1"), (name, "x")], b"")
 
 
 @pytest.mark.parametrize("value", ["a\r\nB: c", "a\n", "\r", "a\0", "a\x7f", "a\tb", "ä", "\x1b[31m", "\ud800"])
+@pytest.mark.threat("N64")
 def test_a_header_value_with_other_characters_is_refused(value: str) -> None:
     with pytest.raises(RequestUnsafe, match="characters"):
         build(TARGET, [("Ok", "1"), ("X", value)], b"")
@@ -42,6 +44,7 @@ def test_a_header_value_with_other_characters_is_refused(value: str) -> None:
     "name",
     ["Host", "content-length", "TRANSFER-ENCODING", "Connection", "Keep-Alive", "TE", "Trailer", "Upgrade", "Expect"],
 )
+@pytest.mark.threat("N65")
 def test_a_header_that_frames_the_message_is_refused(name: str) -> None:
     with pytest.raises(RequestUnsafe, match="framing"):
         build(TARGET, [(name, "1")], b"")

@@ -195,6 +195,7 @@ async def test_a_connection_in_use_while_its_endpoint_is_closed_is_not_kept(post
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.threat("N124")
 async def test_without_descriptors_idle_connections_make_room(poster: Poster, receiver: Receiver) -> None:
     """The receiver shares the process: what the sender frees, both ends need."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -74,6 +74,7 @@ async def refused(poster: Poster, context: ssl.SSLContext, host: str = "127.0.0.
         return outcome.error
 
 
+@pytest.mark.threat("N47")
 async def test_a_certificate_for_another_name_is_refused(authority: Authority, named: Poster) -> None:
     with trio.fail_after(5):
         sentence = await refused(named, authority.server("other.example"), "hooks.acme.example")
@@ -82,6 +83,7 @@ async def test_a_certificate_for_another_name_is_refused(authority: Authority, n
     )
 
 
+@pytest.mark.threat("N47")
 async def test_an_expired_certificate_is_refused(authority: Authority, poster: Poster) -> None:
     with trio.fail_after(5):
         sentence = await refused(poster, authority.server("127.0.0.1", expired=True))
@@ -118,6 +120,7 @@ def server_with(folder: Path) -> ssl.SSLContext:
     return context
 
 
+@pytest.mark.threat("N47")
 async def test_a_self_signed_certificate_is_refused(poster: Poster, tmp_path: Path) -> None:
     leaf = (*("-keyout", str(tmp_path / "leaf.key")), *("-out", str(tmp_path / "leaf.pem")))
     openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x", "-addext", SAN, *leaf)
@@ -126,6 +129,7 @@ async def test_a_self_signed_certificate_is_refused(poster: Poster, tmp_path: Pa
     assert sentence == "The endpoint's certificate was refused: self-signed certificate."
 
 
+@pytest.mark.threat("N47")
 async def test_a_certificate_signed_with_sha_1_is_refused_though_its_issuer_is_trusted(tmp_path: Path) -> None:
     sign = signing(tmp_path)
     sender = Sender(timeout_s=0.4, allow_networks=LOOPBACK, ca_file=tmp_path / "ca.pem")
@@ -140,6 +144,7 @@ async def test_a_certificate_signed_with_sha_1_is_refused_though_its_issuer_is_t
 
 @pytest.mark.parametrize("newest", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1:DeprecationWarning")
+@pytest.mark.threat("N47")
 async def test_older_versions_are_refused(authority: Authority, poster: Poster, newest: ssl.TLSVersion) -> None:
     with trio.fail_after(5):
         await refused(poster, authority.server("127.0.0.1", newest=newest))
@@ -160,6 +165,7 @@ async def test_a_server_that_speaks_plain_http_is_a_tls_failure(poster: Poster) 
     assert outcome.error == "The TLS handshake failed: wrong version number."
 
 
+@pytest.mark.threat("N48")
 async def test_a_server_that_says_nothing_is_left_at_the_deadline(poster: Poster) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, trio.fail_after(5):
         outcome = await poster.post(f"https://127.0.0.1:{silent.getsockname()[1]}/")
@@ -267,6 +273,7 @@ async def test_an_endpoint_that_wants_a_client_certificate_says_so(authority: Au
     assert outcome.error == ("The TLS connection broke before an answer came: tlsv13 alert certificate required.")
 
 
+@pytest.mark.threat("N47")
 async def test_plain_http_is_not_fallen_back_to(poster: Poster, receiver: Receiver) -> None:
     with trio.fail_after(5):
         outcome = await poster.post(receiver.url().replace("http://", "https://"))

@@ -18,6 +18,7 @@ LIMIT_S: Final = 15.0
 ACME: Final = CustomerId("acme")
 
 
+@pytest.mark.threat("N89", "N96")
 async def test_a_new_key_is_recognised_by_its_digest_and_is_nowhere_in_the_database(conn: Connection) -> None:
     with trio.fail_after(LIMIT_S):
         made, key = await api_keys.create(conn, ACME)
@@ -45,6 +46,7 @@ async def test_nothing_else_is_recognised(conn: Connection, presented: str) -> N
         assert await api_keys.authenticate(conn, digest_of(presented.format(key.removeprefix("dlx_")))) is None
 
 
+@pytest.mark.threat("N88")
 async def test_a_revoked_key_ends_at_once_in_every_session_and_stays_listed(migrated_database: str) -> None:
     with trio.fail_after(LIMIT_S):
         async with (
@@ -62,6 +64,7 @@ async def test_a_revoked_key_ends_at_once_in_every_session_and_stays_listed(migr
             assert await api_keys.revoke(one, "key_" + "0" * 24) is False
 
 
+@pytest.mark.threat("N82")
 async def test_an_expired_key_is_refused(conn: Connection) -> None:
     with trio.fail_after(LIMIT_S):
         _, key = await api_keys.create(conn, ACME)

@@ -73,6 +73,7 @@ def test_an_event_matches_the_enabled_subscriptions_of_its_customer_that_want_it
     assert db.execute("SELECT matched FROM dealix.events").fetchall() == [(2,)]
 
 
+@pytest.mark.threat("N118")
 def test_an_event_that_matches_nothing_is_kept_and_leaves_no_work(db: Session) -> None:
     subscribe(db, 1, enabled=False)
     assert emit(db)[1] == 0
@@ -82,6 +83,7 @@ def test_an_event_that_matches_nothing_is_kept_and_leaves_no_work(db: Session) -
 # ── own ids ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.threat("N101")
 def test_the_same_own_id_again_is_the_same_event_and_keeps_its_first_matched(db: Session) -> None:
     subscribe(db, 1)
     assert emit(db, '{"a": 1}', "order-7") == ("order-7", 1)
@@ -93,6 +95,7 @@ def test_the_same_own_id_again_is_the_same_event_and_keeps_its_first_matched(db:
 
 
 @pytest.mark.parametrize("other", [{"payload": '{"a":1}'}, {"event_type": "deal.lost"}])
+@pytest.mark.threat("N101")
 def test_the_same_own_id_with_another_payload_or_type_is_23505(db: Session, other: dict[str, str]) -> None:
     emit(db, '{"a": 1}', "order-7")
     with pytest.raises(
@@ -102,6 +105,7 @@ def test_the_same_own_id_with_another_payload_or_type_is_23505(db: Session, othe
     assert db.execute("SELECT count(*) FROM dealix.events").fetchone() == (1,)
 
 
+@pytest.mark.threat("N101")
 def test_the_same_own_id_of_another_customer_is_another_event(db: Session) -> None:
     emit(db, '{"a": 1}', "order-7")
     emit(db, '{"a": 2}', "order-7", customer_id="bolt")

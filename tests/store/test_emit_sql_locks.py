@@ -50,6 +50,7 @@ def woken(listener: Session) -> list[str]:
 # ── transactions ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.threat("N111")
 def test_nobody_sees_an_event_before_its_transaction_commits_and_a_rollback_leaves_nothing(open_session: Open) -> None:
     emitter, reader = open_session(), open_session()
     subscribe(reader, 1)
@@ -65,6 +66,7 @@ def test_nobody_sees_an_event_before_its_transaction_commits_and_a_rollback_leav
         assert woken(reader) == [str(SHARD)] * left
 
 
+@pytest.mark.threat("N111")
 def test_a_rolled_back_savepoint_takes_its_event_with_it_and_no_other(db: Session) -> None:
     subscribe(db, 1)
     with db.transaction():
@@ -103,6 +105,7 @@ def test_if_the_first_rolls_back_the_second_ones_event_is_the_event(open_session
     assert watcher.execute("SELECT data FROM dealix.events").fetchall() == [('{"n": 2}',)]
 
 
+@pytest.mark.threat("N101")
 def test_of_many_sessions_with_one_own_id_at_once_one_makes_the_event(open_session: Open) -> None:
     watcher = open_session()
     subscribe(watcher, 1)
@@ -114,6 +117,7 @@ def test_of_many_sessions_with_one_own_id_at_once_one_makes_the_event(open_sessi
 
 
 @pytest.mark.external_postgres
+@pytest.mark.threat("N113")
 def test_an_emit_without_notify_can_be_prepared_and_committed_by_another_session(debian_database: str) -> None:
     """On Debian's server, which is set up with max_prepared_transactions."""
     with (

@@ -16,6 +16,7 @@ KEPT: Final = '{ "z":1.0, "a" : -0.0,"n":12345678901234567890123, "z": "\\u00e9\
 
 
 @pytest.mark.parametrize("payload", [KEPT, '{"n": 1e131071}', '{"n": ' + "7" * 5000 + "}", '{"é😀": "\u2028\x7f"}'])
+@pytest.mark.threat("N75-N76")
 def test_the_text_is_kept_byte_for_byte(db: Session, payload: str) -> None:
     emit(db, payload)
     assert db.execute("SELECT data FROM dealix.events").fetchall() == [(payload,)]
@@ -35,6 +36,7 @@ def nested(depth: int, opening: str = "[", closing: str = "]") -> str:
     return '{"a": ' + opening * (depth - 1) + "0" * (opening != "[") + closing * (depth - 1) + "}"
 
 
+@pytest.mark.threat("N71")
 def test_a_payload_may_be_100_deep_and_no_deeper(db: Session) -> None:
     emit(db, nested(100))
     emit(db, nested(100, '{"k": ', "}"))
@@ -45,6 +47,7 @@ def test_a_payload_may_be_100_deep_and_no_deeper(db: Session) -> None:
         assert refusal(db, deep) == ("22023", "payload is nested more than 100 deep")
 
 
+@pytest.mark.threat("N70", "N109")
 def test_a_payload_may_have_256_kib_and_no_byte_more(db: Session) -> None:
     frame = len('{"a": ""}')
     emit(db, '{"a": "' + "x" * (262144 - frame) + '"}')
@@ -53,6 +56,14 @@ def test_a_payload_may_have_256_kib_and_no_byte_more(db: Session) -> None:
     over = "payload has 262145 bytes: at most 262144 (256 KiB) are allowed"
     assert refusal(db, '{"a": "' + "x" * (262145 - frame) + '"}') == ("22023", over)
     assert refusal(db, '{"a": "' + "é" * ((262144 - frame) // 2) + 'xx"}')[1] == over
+
+
+@pytest.mark.threat("N75")
+def test_a_jsonb_that_grows_past_256_kib_is_refused(db: Session) -> None:
+    bomb = '{"a": 1e131071, "b": 1e131071, "c": 1e131071}'
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="payload has 3932"):
+        db.execute("SELECT * FROM dealix.emit('acme', 'deal.won', %s::jsonb)", (bomb,))
+    emit(db, bomb)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +79,7 @@ def test_escapes_of_real_characters_are_kept(db: Session, text: str) -> None:
     ["\\ud83d", "\\ude00", "\\uDE00\\uD83D", "\\ud83d\\ud83d\\ude00", "\\ud83d\\\\\\ude00", "\\ud83dx\\ude00",
      "\\\\\\ud800", "\\ud83d\\u0041", "\\udbff\\udfff\\udfff"],
 )  # fmt: skip
+@pytest.mark.threat("N74")
 def test_a_lone_surrogate_is_refused_wherever_it_hides(db: Session, text: str) -> None:
     assert refusal(db, f'{{"a": "{text}"}}') == (
         "22023",
@@ -76,6 +88,7 @@ def test_a_lone_surrogate_is_refused_wherever_it_hides(db: Session, text: str) -
 
 
 @pytest.mark.parametrize("text", ["\\u0000", "x\\\\\\u0000", "\\ud83d\\ude00\\u0000"])
+@pytest.mark.threat("N73")
 def test_the_escape_of_nul_is_refused_wherever_it_hides(db: Session, text: str) -> None:
     for payload in (f'{{"a": "{text}"}}', f'{{"{text}": 1}}'):
         sqlstate, message = refusal(db, payload)

@@ -102,6 +102,7 @@ def test_an_emitter_may_not_make_anything_in_the_schema(emitter: Session) -> Non
             emitter.execute(statement.encode())
 
 
+@pytest.mark.threat("N117")
 def test_everybody_else_may_not_emit_and_nothing_is_left_of_the_attempt(db: Session, stranger: Session) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege, match="schema dealix"):
         emit(stranger)
@@ -130,6 +131,7 @@ SHADOWS: Final = (
 )
 
 
+@pytest.mark.threat("N112")
 def test_a_search_path_full_of_traps_changes_nothing_and_runs_no_code_of_the_emitters(
     db: Session, emitter: Session
 ) -> None:

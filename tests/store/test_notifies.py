@@ -70,6 +70,7 @@ async def test_a_cancelled_wait_loses_nothing(own_server: OwnServer) -> None:
             assert seen == [str(i) for i in range(200)]
 
 
+@pytest.mark.threat("N115")
 async def test_a_flood_arrives_whole_and_in_bounded_portions(own_server: OwnServer) -> None:
     with trio.fail_after(LIMIT_S):
         async with await session(own_server) as conn, await session(own_server) as other:
