@@ -1,0 +1,73 @@
+"""Each row works by one command, at a tiny size, and leaves figures that hang together."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import pytest
+
+from bench.figures import Published
+from bench.receiver import tls_is_possible
+
+ROOT: Final = Path(__file__).parents[2]
+LIMIT_S: Final = 170.0
+
+
+def measured(row: str, options: dict[str, int], out: Path) -> Published:
+    """What the row published."""
+    words = [f"--{name}={value}" for name, value in options.items()]
+    command = [sys.executable, "-m", "bench", "--out", out, row, *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    published = msgspec.json.decode((out / f"{row}.json").read_bytes(), type=Published)
+    assert published.command == f"python -m bench {row} " + " ".join(word.replace("=", " ") for word in words)
+    for figure in published.figures:
+        assert f"{figure.name}: " in done.stdout
+    return published
+
+
+@pytest.mark.timeout(LIMIT_S + 5)
+@pytest.mark.parametrize(
+    ("row", "options", "figures"),
+    [
+        ("drain", {"events": 300, "runs": 2}, {"per_second", "cpu_us", "ratio"}),
+        ("drain-5", {"events": 100, "runs": 1}, {"per_second", "cpu_us", "ratio"}),
+        ("drain-tls", {"events": 300, "runs": 1}, {"per_second", "cpu_us", "ratio"}),
+        ("emit", {"events": 256, "runs": 2}, {"emit_per_s", "ratio"}),
+        ("emit-alone", {"events": 256, "runs": 2}, {"emit_per_s"}),
+        ("emit-probe", {"events": 512, "runs": 1}, {"emit_us", "commit_us"}),
+        (
+            "emit-http",
+            {"events": 200, "runs": 1},
+            {"single_per_s", "batch_per_s", "quiet_single_per_s", "quiet_batch_per_s"},
+        ),
+        (
+            "statements",
+            {"events": 300, "singles": 20, "runs": 1},
+            {"statements", "wal_bytes", "single_statements", "single_wal_bytes"},
+        ),
+    ],
+)
+def test_a_row_runs_checks_itself_and_publishes_medians(
+    row: str, options: dict[str, int], figures: set[str], tmp_path: Path
+) -> None:
+    if shutil.which("cc") is None:
+        (pytest.fail if "CI" in os.environ else pytest.skip)("no C compiler")
+    if row.endswith("-tls") and not tls_is_possible():
+        pytest.skip("libssl-dev is not installed, which only this row needs")
+    published = measured(row, options, tmp_path)
+    assert len(published.runs) == options["runs"]
+    for run in published.runs:
+        assert all(math.isfinite(value) and value >= 0 for value in run.values())
+    for name, value in published.medians.items():
+        assert min(run[name] for run in published.runs) <= value <= max(run[name] for run in published.runs)
+    assert {published.medians[name] for name in figures} == {figure.value for figure in published.figures}
+    assert all(figure.value > 0 for figure in published.figures)
+    assert all(figure.floor is None or figure.floor > 0 for figure in published.figures)
