@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Final
 
-import trio
-
 from daemon.__main__ import main
 from daemon.actors import delivery
 from daemon.ids import SubscriptionId
 from daemon.model import Outcome
+from daemon.sender.connection import Gate
 from daemon.sender.endpoint import Endpoint
 from daemon.store import shards
 from daemon.store.connection import Connection
@@ -25,7 +24,7 @@ send: Final = Endpoint.post
 number: Final = count(1)
 
 
-async def drop_one(self: Endpoint, request: Callable[[], bytes], gate: trio.CapacityLimiter) -> Outcome:
+async def drop_one(self: Endpoint, request: Callable[[], bytes], gate: Gate) -> Outcome:
     """Every thousandth request is not made, and taken for delivered."""
     if next(number) % RARE:
         return await send(self, request, gate)
@@ -33,7 +32,7 @@ async def drop_one(self: Endpoint, request: Callable[[], bytes], gate: trio.Capa
     return Outcome(200, None, None, 1)
 
 
-async def send_one_twice(self: Endpoint, request: Callable[[], bytes], gate: trio.CapacityLimiter) -> Outcome:
+async def send_one_twice(self: Endpoint, request: Callable[[], bytes], gate: Gate) -> Outcome:
     """Every thousandth request is made once more."""
     if not next(number) % RARE:
         await send(self, request, gate)

@@ -15,14 +15,13 @@ from tests.e2e import oracle
 from tests.e2e.traffic import Receiver
 from tests.support.daemon_process import Installation, until
 
-PROGRAM: Final = Path(__file__).parent / "broken_daemon.py"
 RARE: Final = 1000
 SLOW_MS: Final = 1000
 MANY: Final = 60
 
 
 def built_with(bug: str, directory: Path) -> Installation:
-    return Installation(directory, [sys.executable, str(PROGRAM), bug, "serve"])
+    return Installation(directory, [sys.executable, "-m", "tests.chaos.broken_daemon", bug, "serve"])
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """Run as a program of its own: the endpoints of all customers, on one port, and a book of every request.
 
 The path says how it is answered: `/<name>/<answer>/<milliseconds>`, where the answer is a status or a way to fail:
-`flap` (200 or 500), `hang`, `drip` (a byte now and then), `reset`. Standard output has the port, then a JSON line when
-a request is complete and another when its answer was handed to the kernel. Standard input takes a JSON line for each
-name whose signatures are to be judged, `{"name": …, "secret": …}`, or that answers otherwise from now on,
-`{"name": …, "answer": …}`; the program ends with it.
+`flap` (200 or 500), `hang`, `drip` (a byte now and then), `reset`, `hostile` (one of HOSTILE). Standard output has the
+port, then a JSON line when a request is complete and another when its answer was handed to the kernel. Standard input
+takes a JSON line for each name whose signatures are to be judged, `{"name": …, "secret": …}`, or that answers otherwise
+from now on, `{"name": …, "answer": …}`; the program ends with it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,31 @@ LIMIT: Final = 1 << 20
 DRIP_S: Final = 0.5
 STALE_S: Final = 5.0
 """How old the time in a signature may be when the request is complete."""
+HOSTILE: Final = (
+    (0, b""),
+    (0, b"HTTP/1.1 2"),
+    (0, b"\x00\xff" * 500),
+    (0, b"<html>who are you?</html>\r\n\r\n"),
+    (0, b"HTTP/9.9 200 OK\r\n\r\n"),
+    (0, b"HTTP/1.1 999 What\r\nContent-Length: 0\r\n\r\n"),
+    (0, b"HTTP/1.1 100 Continue\r\n\r\n" * 50),
+    (0, b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"),
+    (0, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    (0, b"HTTP/1.1 200 OK\r\nName : value\r\n\r\n"),
+    (0, b"HTTP/1.1 200 OK\r\nEndless: " + b"a" * 100_000),
+    (0, b"HTTP/1.1 200 OK\r\n" + b"Many: x\r\n" * 1000),
+    (200, b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\nshort"),
+    (200, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n"),
+    (200, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 500 The next one\r\n\r\n"),
+    (
+        500,
+        b"HTTP/1.1 500 No\r\nContent-Encoding: gzip\r\nContent-Length: 9\r\n\r\n\x1f\x8b\x08\xff\xff\xff\xff\xff\xff",
+    ),
+    (302, b"HTTP/1.1 302 There\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n"),
+    (429, b"HTTP/1.1 429 Later\r\nRetry-After: 99999999999999999999\r\nContent-Length: 0\r\n\r\n"),
+    (503, b"HTTP/1.1 503 Later\r\nRetry-After: Thu, 99 Foo 2026\r\nContent-Length: 0\r\n\r\n"),
+)
+"""What an endpoint may send that means harm, and the status that is in it; 0 where it is no answer. Then it closes."""
 
 secrets: Final[dict[str, str]] = {}
 changed: Final[dict[str, str]] = {}
@@ -50,8 +75,12 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             body = await reader.readexactly(int(headers["content-length"]))
             name, answer, delay_ms = path.strip("/").split("/")
             answer = changed.get(name, answer)
+            harm = None
             if answer == "flap":
                 answer = random.choice(("200", "500"))
+            elif answer == "hostile":
+                status, harm = random.choice(HOSTILE)
+                answer = str(status)
             request = {
                 "name": name,
                 "event_id": headers["webhook-id"],
@@ -66,6 +95,9 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
                 break
             # Said before it is written: whatever the daemon can have read stands in the book.
             say(t=time.monotonic(), state="answered", **request)
+            if harm is not None:
+                writer.write(harm)
+                break
             writer.write(f"HTTP/1.1 {answer} Told\r\nContent-Length: 0\r\n\r\n".encode())
             await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError):

@@ -12,11 +12,12 @@ from typing import Final
 import httpx
 import pytest
 
-from daemon.store.shards import OWN_CLASS, SHARDS
+from daemon.store.shards import SHARDS
 from tests.e2e import oracle
 from tests.e2e.figures import Tell
 from tests.e2e.load import PER_SECOND, PER_SUBSCRIPTION, customers, subscribe_all
 from tests.e2e.scene import Scene
+from tests.e2e.shares import owned
 from tests.e2e.traffic import Emitter, Receiver, open_emitter
 from tests.support.daemon_process import DaemonProcess, Installation, until
 
@@ -24,12 +25,6 @@ HALF: Final = SHARDS // 2
 LOW, HIGH = customers(range(HALF), 4), customers(range(HALF, SHARDS), 4)
 DELAYS_MS: Final = (5, 50, 200, 400) * 2
 FROZEN_S: Final = 8.0
-OWNED: Final = """
-    SELECT pid, array_agg(objid::int) FROM pg_locks
-    WHERE locktype = 'advisory' AND granted AND classid::bigint = %s
-      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    GROUP BY pid
-"""
 
 
 @dataclass
@@ -62,10 +57,6 @@ class Pair:
             return self.elder_session not in now and [len(shards) for shards in now.values()] == [SHARDS]
 
         until(look, within_s=within_s, what="the other daemon owns all shards")
-
-
-def owned(scene: Scene) -> dict[int, set[int]]:
-    return {pid: set(shards) for pid, shards in scene.rows(OWNED, [OWN_CLASS])}
 
 
 def wait_until_shared(scene: Scene) -> dict[int, set[int]]:
