@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +23,7 @@ from daemon.actors.delivery import Tools
 from daemon.actors.fanout import Fanout
 from daemon.actors.fence import Fence
 from daemon.actors.intake import Intake
-from daemon.actors.janitor import Janitor, close_unused, summarise
+from daemon.actors.janitor import Janitor, close_unused, summarise, watch_notify_queue
 from daemon.actors.lanes import Lanes
 from daemon.actors.ownership import Ownership
 from daemon.actors.recorder import Recorder
@@ -88,6 +89,7 @@ class Engine:
             "schedule": Schedule(claiming, pool, self.ownership, self.roster).run,
             "recovery": Recovery(claiming, self.ownership, per_subscription=delivery.per_subscription).run,
             "janitor": Janitor(open_janitor, retention_days=settings.retention.days).run,
+            "notify queue": partial(watch_notify_queue, pool),
         }
         if settings.intake.raw_notify:
             self.ownership.intake = Intake(pool, fence, self.observer.counts, self.ownership.outbox_bell)

@@ -17,6 +17,8 @@ from daemon.observe import Counts
 from daemon.sender.endpoint import Sender
 from daemon.store import partitions
 from daemon.store.connection import Connection
+from daemon.store.pool import Pool
+from daemon.store.shards import notify_queue_usage
 
 log = get("janitor")
 
@@ -29,6 +31,10 @@ START_S: Final = 10.0
 and what has waited for the daemon goes first."""
 UNUSED_LOOK_S: Final = 15.0
 SUMMARY_S: Final = 60.0
+NOTIFY_LOOK_S: Final = 60.0
+NOTIFY_FULL: Final = 0.1
+"""Share of the NOTIFY queue from which on it is said. From 0.5 emits send no wake-ups, at 1 every NOTIFY fails."""
+QUERY_S: Final = 5.0
 ROUND_DEADLINE_S: Final = 1800.0
 
 
@@ -83,3 +89,17 @@ async def summarise(counts: Counts, roster: Roster, lanes: Lanes) -> None:
                 in_flight=lanes.in_flight(),
                 **{k: v for k, v in new.items() if v},
             )
+
+
+async def watch_notify_queue(pool: Pool) -> None:
+    """Say once a minute that the NOTIFY queue fills. It is empty unless somebody who LISTENs stays in a transaction."""
+    while True:
+        async with pool.connection(QUERY_S) as conn:
+            usage = await notify_queue_usage(conn)
+        if usage >= NOTIFY_FULL:
+            log.warning(
+                "notify_queue.filling",
+                usage=round(usage, 3),
+                cause="a session of this Postgres that has run LISTEN stays in a transaction",
+            )
+        await trio.sleep(NOTIFY_LOOK_S)

@@ -169,7 +169,8 @@ class Ownership:
         if now - self._heard_at > 2 * HEARTBEAT_S + CHECK_S:
             raise DatabaseUnavailable("LISTEN no longer hears this daemon's own heartbeat")
         if now - self._heard_at > HEARTBEAT_S:
-            await store.heartbeat(conn, self._token)
+            if not await store.heartbeat(conn, self._token):
+                self._heard_at = now  # the queue is full: that proves nothing about LISTEN, and everybody polls
             if self.members > 1 and (ended := await store.end_silent(conn, silent_s=SILENT_S)):
                 log.warning("ownership.silent_ended", sessions=len(ended))
 

@@ -42,7 +42,7 @@ def outage(error: psycopg.Error, *, connection_lost: bool = False) -> DatabaseUn
             error, psycopg.errors.PipelineAborted
         )
     else:
-        unavailable = sqlstate.startswith(_OUTAGES) or makes_stale(error)
+        unavailable = sqlstate.startswith(_OUTAGES) or makes_stale(error) or is_notify_queue_full(error)
     if not unavailable and not connection_lost:
         return None
     return DatabaseUnavailable(f"the database is unavailable: {first_line(error)}", sqlstate=sqlstate)
@@ -53,6 +53,14 @@ def makes_stale(error: psycopg.Error) -> bool:
     if error.sqlstate == "0A000":
         return "cached plan" in first_line(error)
     return error.sqlstate in _STALE_SESSION or error.sqlstate == "25006"
+
+
+def is_notify_queue_full(error: psycopg.Error) -> bool:
+    """Whether a COMMIT failed because the server's NOTIFY queue takes no more.
+
+    Its code, 54000, stands for other limits too, and its text depends on the server's language.
+    """
+    return error.sqlstate == "54000" and error.diag.source_file == "async.c"
 
 
 def first_line(error: psycopg.Error) -> str:

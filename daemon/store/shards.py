@@ -11,8 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import psycopg
+
 from daemon.ids import DeliveryId, SubscriptionId
 from daemon.store.connection import Connection
+from daemon.store.outage import is_notify_queue_full
 
 SHARDS: Final = 64
 OWN_CLASS: Final = 1145372673
@@ -78,9 +81,21 @@ async def listen(conn: Connection) -> None:
         await conn.execute(f"LISTEN {channel}")
 
 
-async def heartbeat(conn: Connection, token: str) -> None:
-    """Send this daemon's own proof to itself."""
-    await conn.execute("SELECT pg_notify(%(channel)s, %(token)s)", {"channel": HEARTBEAT, "token": token})
+async def heartbeat(conn: Connection, token: str) -> bool:
+    """Send this daemon's own proof to itself; False where the server's NOTIFY queue is full."""
+    try:
+        await conn.execute("SELECT pg_notify(%(channel)s, %(token)s)", {"channel": HEARTBEAT, "token": token})
+    except psycopg.Error as e:
+        if is_notify_queue_full(e):
+            return False
+        raise
+    return True
+
+
+async def notify_queue_usage(conn: Connection) -> float:
+    """How full the server's NOTIFY queue is, 0 to 1; it is one for all databases of the cluster."""
+    ((usage,),) = await (await conn.execute("SELECT pg_notification_queue_usage()")).fetchall()
+    return usage
 
 
 # A frozen daemon is not always idle in the server's eyes: wake-ups fill its socket, and a backend that waits to write
