@@ -65,6 +65,6 @@ def _busy_s() -> float:
 def _ticks(pid: int, *, ended: bool) -> int:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rsplit(")", 1)[1].split()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before the look, or during it
         return 0
     return sum(map(int, fields[11:15] if ended else fields[11:13]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Final
 
 import click
@@ -10,17 +9,16 @@ import msgspec
 import psycopg
 
 from bench import bare
-from bench.arrivals import SETTLE_S, Arrivals, check_once
+from bench.arrivals import Arrivals
 from bench.cpu import Costs, Meter
 from bench.figures import Figure, Untrue, medians, publish
 from bench.parts import POLL_US, Stage, stage, wait_until
-from bench.seeding import customer_ids, duties, emit_at_once, left, migrated, register
+from bench.seeding import customer_ids, duties, emit_at_once, migrated, register
 from bench.serving import Serving, serving
+from bench.settling import LEAST_PER_S, START_S, settled
 
 HOSTS: Final = 100
 CUSTOMERS: Final = customer_ids("c", HOSTS)
-LEAST_PER_S: Final = 200
-"""A drain that is slower has got stuck."""
 BARE_POSTS: Final = 20_000
 """A second's worth: more would show nothing else."""
 SUCCESSES: Final = "SELECT coalesce(sum(success), 0) FROM dealix.daily_stats"
@@ -118,13 +116,12 @@ def _drain(on: Stage, db: psycopg.Connection, daemon: Serving, arrivals: Arrival
         since = emit_at_once(db, events, CUSTOMERS)
         wanted = duties(db, since)
         meter = Meter(daemon=daemon.pid, postgres=on.postgres.pid, receiver=on.receiver.pid)
-    wait_until(lambda: _successes(db) >= before + len(wanted), 30 + len(wanted) / LEAST_PER_S)
+    wait_until(lambda: _successes(db) >= before + len(wanted), START_S + len(wanted) / LEAST_PER_S)
     costs = meter.costs()
-    time.sleep(SETTLE_S)
-    check_once(arrivals.take(), wanted)
+    settled(db, arrivals, wanted)
     recorded = _successes(db) - before
-    if recorded != len(wanted) or left(db):
-        raise Untrue(f"{recorded} deliveries recorded as delivered instead of {len(wanted)}, {left(db)} left over")
+    if recorded != len(wanted):
+        raise Untrue(f"{recorded} deliveries recorded as delivered instead of {len(wanted)}")
     return costs, len(wanted)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,15 +13,16 @@ import click
 import msgspec
 
 from bench import http_clients, pgbench
-from bench.arrivals import SETTLE_S, Arrivals, check_once
+from bench.arrivals import Arrivals
 from bench.cpu import Meter
-from bench.emits import CUSTOMERS, EMIT, LEAST_PER_S
+from bench.emits import CUSTOMERS, EMIT
 from bench.figures import Figure, Untrue, medians, publish
 from bench.http_clients import Plan
-from bench.parts import Stage, stage, wait_until
+from bench.parts import Stage, stage
 from bench.pgbench import Load
-from bench.seeding import DATA, customer_ids, duties, left, migrated, register
+from bench.seeding import DATA, customer_ids, duties, migrated, register
 from bench.serving import Serving, serving
+from bench.settling import settled
 
 BASE: Final = "/api/v1/ecosystem/events/emit"
 CLIENTS: Final = 16
@@ -157,10 +157,7 @@ def _checked(bench: Bench, events: int, *, matched: int) -> Generator[None]:
         wanted = duties(db, since)
         if emitted != events or len(wanted) != events * matched:
             raise Untrue(f"{emitted} events instead of {events}, with {len(wanted)} deliveries")
-        bench.arrivals.wait_for(len(wanted), 30 + events / LEAST_PER_S)
-        wait_until(lambda: left(db) == 0, 30)
-        time.sleep(SETTLE_S if wanted else 0)
-        check_once(bench.arrivals.take(), wanted)
+        settled(db, bench.arrivals, wanted)
 
 
 def _turns(emits: Sequence[object], count: int) -> Iterator[object]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from bench import pgbench
-from bench.arrivals import SETTLE_S, Arrivals, check_once
+from bench.arrivals import Arrivals
 from bench.figures import Untrue
-from bench.parts import Stage, wait_until
+from bench.parts import Stage
 from bench.pgbench import Done, Load
-from bench.seeding import DATA, customer_ids, duties, left, migrated, register
+from bench.seeding import DATA, customer_ids, duties, migrated, register
+from bench.settling import settled
 
 CLIENTS: Final = 32
 CUSTOMERS: Final = customer_ids("c", 100)
@@ -40,8 +40,6 @@ INSERT INTO bench.customers
 SELECT customer_id, dealix.shard_of(customer_id), array_agg(id) FROM dealix.subscriptions GROUP BY customer_id;
 ANALYZE bench.customers;
 """
-LEAST_PER_S: Final = 200
-"""A daemon that delivers less has got stuck."""
 
 
 class Beside(msgspec.Struct, frozen=True):
@@ -74,12 +72,9 @@ def delivered(on: Stage, arrivals: Arrivals, events: int, script: str) -> Done:
         (since,) = db.execute("SELECT clock_timestamp()").fetchall()[0]
         done = pgbench.run(on, Load(script, CLIENTS, events), data=DATA)
         wanted = duties(db, since)
-        arrivals.wait_for(len(wanted), 30 + events / LEAST_PER_S)
-        wait_until(lambda: left(db) == 0, 30)
-        time.sleep(SETTLE_S)
         if len(wanted) != done.transactions:
             raise Untrue(f"{done.transactions} emits made {len(wanted)} events")
-        check_once(arrivals.take(), wanted)
+        settled(db, arrivals, wanted)
     return done
 
 

@@ -14,8 +14,9 @@ import psycopg
 from bench.arrivals import SETTLE_S, Arrivals, Duty, check_once
 from bench.figures import Figure, medians, publish
 from bench.parts import START_S, Stage, stage, wait_until
-from bench.seeding import DATA, customer_ids, duties, emit_at_once, left, migrated, register
+from bench.seeding import DATA, customer_ids, duties, emit_at_once, migrated, register
 from bench.serving import serving
+from bench.settling import await_end
 
 CUSTOMERS: Final = customer_ids("c", 100)
 ROLE: Final = "daemon"
@@ -133,8 +134,7 @@ def _settled(db: psycopg.Connection, arrivals: Arrivals, wanted: list[Duty]) -> 
 
     Returns the daemon's statements since the reset, their bytes of WAL, and where the log stands then.
     """
-    arrivals.wait_for(len(wanted), 30 + len(wanted) / 200)
-    wait_until(lambda: left(db) == 0, 30)
+    await_end(db, arrivals, wanted)
     count, wal_bytes = db.execute(_COUNTED, (ROLE,)).fetchall()[0]
     end = _wal_bytes(db)
     time.sleep(SETTLE_S)
