@@ -13,7 +13,7 @@ from bench.arrivals import Arrivals
 from bench.cpu import Meter
 from bench.emits import CLIENTS, CUSTOMERS, EMIT, EMIT_SILENT, Beside, beside, delivered, prepare, written
 from bench.figures import Figure, medians, publish
-from bench.parts import Stage, stage
+from bench.parts import POLL_US, Stage, stage
 from bench.serving import serving
 
 # The same probe as in dealix.emit, asked when the transaction commits instead of when it emits.
@@ -52,7 +52,7 @@ def emit(events: int, runs: int) -> None:
     """Emit from 32 clients while the daemon delivers, against plain INSERTs in turns."""
     results: list[Beside] = []
     others = 0.0
-    with stage(len(CUSTOMERS)) as on:
+    with stage(len(CUSTOMERS), poll_us=POLL_US) as on:
         prepare(on)
         with serving(on) as daemon:
             arrivals = Arrivals(on)

@@ -18,7 +18,7 @@ from bench.cpu import Meter
 from bench.emits import CUSTOMERS, EMIT
 from bench.figures import Figure, Untrue, medians, publish
 from bench.http_clients import Plan
-from bench.parts import Stage, stage
+from bench.parts import POLL_US, Stage, stage
 from bench.pgbench import Load
 from bench.seeding import DATA, customer_ids, duties, migrated, register
 from bench.serving import Serving, serving
@@ -80,7 +80,7 @@ def emit_http(events: int, runs: int) -> None:
     """Emit through the API, singly and in batches of 500, while the daemon delivers and with nothing to deliver."""
     results: list[Emitted] = []
     others = 0.0
-    with stage(len(CUSTOMERS)) as on:
+    with stage(len(CUSTOMERS), poll_us=POLL_US) as on:
         key = migrated(on)
         register(on, CUSTOMERS)
         with serving(on) as daemon:
