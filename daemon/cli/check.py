@@ -19,6 +19,7 @@ from daemon.errors import DealixError
 from daemon.key_file import FILE_NAME, load_key_ring
 from daemon.sealing import KeyRing
 from daemon.store import migrate, once, sealed, subscriptions
+from daemon.store.sessions import Database
 
 _DATABASE_S: Final = 20.0
 _EGRESS_S: Final = 5.0
@@ -90,7 +91,7 @@ async def _connect(url: str) -> None:
 
 
 async def _judge_database(settings: Settings, url: str, hosts: list[str]) -> list[str]:
-    async with once.session(url, name="dealix check", deadline_s=_DATABASE_S) as conn:
+    async with Database(url, url).session("dealix check", _DATABASE_S) as conn:
         notes = [f"Postgres {await once.server_version(conn)}"]
         if await migrate.is_empty(conn) and settings.database.migrate:
             return [*notes, "no schema yet, will be made at the first start"]

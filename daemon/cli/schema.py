@@ -11,8 +11,8 @@ import trio
 from daemon.cli.shared import config_option, database, settings_from
 from daemon.embedded_postgres import running_url
 from daemon.store import migrate as store
-from daemon.store import once
 from daemon.store.partitions import make_ahead
+from daemon.store.sessions import Database
 
 DAYS_AHEAD: Final = 90
 """As the daemon does it: emits fail on a day without a partition, and so long a daemon may be down."""
@@ -30,7 +30,7 @@ def migrate(config_file: Path | None) -> None:
     """
 
     async def run(url: str) -> tuple[list[str], int, str | None]:
-        async with once.session(url, name="dealix migrate", deadline_s=_DEADLINE_S) as conn:
+        async with Database(url, url).session("dealix migrate", _DEADLINE_S) as conn:
             applied = await store.migrate(conn)
             made = await make_ahead(conn, days=DAYS_AHEAD)
             return applied, made, await store.emitter_role_missing(conn)

@@ -14,9 +14,10 @@ import trio
 from config.settings import Settings, load
 from daemon.embedded_postgres import attached
 from daemon.ids import CUSTOMER_ID
-from daemon.store import migrate, once
+from daemon.store import migrate
 from daemon.store.connection import Connection
 from daemon.store.partitions import make_ahead
+from daemon.store.sessions import Database
 
 _FIRST_DAYS: Final = 2
 """Partitions for a database that no daemon has seen yet; the daemon makes the others."""
@@ -65,7 +66,7 @@ def with_database(
     """
 
     async def run(url: str) -> _T:
-        async with once.session(url, name="dealix command", deadline_s=deadline_s) as conn:
+        async with Database(url, url).session("dealix command", deadline_s) as conn:
             if settings.database.migrate and await migrate.is_empty(conn):
                 # Before the first start of the daemon: do as it would.
                 await migrate.migrate(conn)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from tests.e2e.figures import Tell
 from tests.e2e.load import customers, subscribe_all
 from tests.e2e.scene import Scene
 from tests.e2e.traffic import Receiver, open_emitter
-from tests.support.daemon_process import DaemonProcess, Installation, until
+from tests.support.daemon_process import ROOT, DaemonProcess, Installation, until
 from tests.support.own_server import OwnServer
 from tests.support.pgbouncer import PROGRAM, PgBouncer, open_pgbouncer
 from tests.support.postgres import fresh_database
@@ -124,7 +126,7 @@ def test_a_pgbouncer_that_is_killed_and_comes_back_costs_nothing_but_time(
 
 @ON_ONE
 def test_a_pooler_without_a_direct_url_is_named(
-    own_server: OwnServer, bouncer: PgBouncer, installation: Installation
+    own_server: OwnServer, bouncer: PgBouncer, installation: Installation, receiver: Receiver
 ) -> None:
     direct = fresh_database(own_server.url)
     daemon = installation.start(bouncer.url(direct), ready=False)
@@ -136,3 +138,9 @@ def test_a_pooler_without_a_direct_url_is_named(
     assert said[0]["level"] == "warning"
     assert daemon.running()
     assert daemon.stop() == 0
+    environ = {"PATH": os.environ["PATH"], "DEALIX_DATABASE__URL": bouncer.url(direct)}
+    command = [sys.executable, "-m", "daemon", "migrate"]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode != 0
+    assert "database.direct_url" in done.stderr
+    assert Scene(direct, receiver).rows("SELECT to_regnamespace('dealix')") == [(None,)]
