@@ -17,7 +17,7 @@ from typing_extensions import override
 from werkzeug.routing import BaseConverter, Rule
 
 from api.errors import MEDIA_TYPE, TITLES, ProblemDocument
-from api.fields import ATTEMPT_ID, EVENT_ID, LINK_ID, RECOVERY_ID, SUBSCRIPTION_ID
+from api.fields import ATTEMPT_ID, EVENT_ID, EVENT_TYPE, LINK_ID, RECOVERY_ID, SUBSCRIPTION_ID
 from api.operation import Route, every_problem
 
 Json = dict[str, object]
@@ -31,6 +31,7 @@ _PATH_PATTERNS: Final = {
     "attempt_id": ATTEMPT_ID,
     "event_id": EVENT_ID,
     "recovery_id": RECOVERY_ID,
+    "event_type": EVENT_TYPE,
     "link_id": LINK_ID,
 }
 _PARAMETER: Final = re.compile(r"<([a-z_]+)>")
@@ -46,6 +47,7 @@ that. Parameters and fields that a route does not know are refused.
 """
 _TAGS: Final = (
     ("webhooks", "Subscriptions: endpoints, what they want, their secrets."),
+    ("event-types", "The catalogue: what can be subscribed to and emitted."),
     ("events", "What happened, and how far it was brought."),
     ("deliveries", "The log: every attempt that was made."),
     ("recoveries", "Bulk replays: events of a time that one endpoint is sent once more."),

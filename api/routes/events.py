@@ -11,6 +11,7 @@ from api.bodies import check_payload
 from api.errors import FieldError, Problem, not_found
 from api.fields import CustomerIdText, EventIdText, EventTypeText, Time
 from api.operation import Answer, Call, NoBody, NoQuery, Route, route
+from api.payload_schemas import Enforcement
 from api.services import WORK_S, Services
 from api.waiting import first_attempts
 from daemon import clock, ids
@@ -115,16 +116,19 @@ class Events:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._enforcement = Enforcement()
 
     async def emit_event(self, call: Call[EmitQuery, EventToEmit]) -> Answer:
         """Emit an event.
 
         With wait_s the answer is 200 as soon as every first attempt has ended, or the time is up; without it 202 at
         once. Emitting from SQL (dealix.emit) is part of the emitter's own transaction and far cheaper. 400 for an
-        unknown event type, 409 for an event_id that was used with another type or payload.
+        unknown event type, 409 for an event_id that was used with another type or payload. 422 also for a payload that
+        does not fit the schema of its type, where that is enforced.
         """
         new = _new_event(call.body, "")
         async with self._services.pool.connection(WORK_S) as conn:
+            await self._enforcement.check(conn, [(new.event_type, new.payload, "payload")])
             try:
                 emitted = await emit.emit(conn, CustomerId(new.customer_id), new.event_type, new.payload, new.event_id)
             except EmitRejected as e:
@@ -149,10 +153,13 @@ class Events:
     async def emit_batch(self, call: Call[NoQuery, Batch]) -> Answer:
         """Emit up to 1,000 events, all or none.
 
-        400 for an unknown event type, 409 for an event_id that was used with another type or payload.
+        400 for an unknown event type, 409 for an event_id that was used with another type or payload. 422 also for a
+        payload that does not fit the schema of its type, where that is enforced.
         """
         new = [_new_event(one, f"events[{i}].") for i, one in enumerate(call.body.events)]
+        payloads = [(one.event_type, one.payload, f"events[{i}].payload") for i, one in enumerate(new)]
         async with self._services.pool.connection(WORK_S) as conn:
+            await self._enforcement.check(conn, payloads)
             try:
                 emitted = await emit.emit_batch(conn, new)
             except EmitRejected as e:

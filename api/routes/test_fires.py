@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 import trio
@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from api.errors import Problem, not_found, unavailable
 from api.fields import EventTypeText
-from api.operation import Answer, Call, NoQuery, Route, route
+from api.operation import BASE, Answer, Call, NoQuery, Route, route
 from api.routes.webhooks import owned, refuse_unknown
 from api.services import WORK_S, Services
 from daemon.errors import SealBroken
@@ -38,8 +38,17 @@ class TestDelivery(msgspec.Struct, frozen=True):
     error: str | None
 
 
+class EnableOffer(msgspec.Struct, frozen=True):
+    """The request that enables the subscription: the endpoint has just shown that it accepts deliveries."""
+
+    path: str
+    body: dict[str, bool]
+    message: str
+    method: Literal["PATCH"] = "PATCH"
+
+
 class TestResult(msgspec.Struct, frozen=True):
-    """What came of a test."""
+    """What came of a test. `enable` is there where it was delivered to a subscription that is disabled."""
 
     __test__ = False
 
@@ -48,6 +57,7 @@ class TestResult(msgspec.Struct, frozen=True):
     delivered: int
     failed: int
     deliveries: list[TestDelivery]
+    enable: EnableOffer | None
 
 
 def routes(services: Services) -> list[Route]:
@@ -56,8 +66,9 @@ def routes(services: Services) -> list[Route]:
     async def test_webhook(call: Call[NoQuery, TestRequest]) -> Answer:
         """Send a test event to the endpoint.
 
-        One attempt at once, also to a disabled subscription, which stays disabled, and past an open breaker, which a
-        success closes. It is recorded in the log and counts like any other attempt. 400 for an unknown event type,
+        One attempt at once, also to a disabled subscription, which stays disabled (the answer offers to enable it where
+        it was delivered), and past an open breaker, which a success closes. Its payload is the type's example, with
+        `"test": true` in it. It is recorded in the log and counts like any other attempt. 400 for an unknown type,
         409 where the secret cannot be read, 429 after 30 tests at once of one customer and one every 2 s.
         """
         async with services.pool.connection(WORK_S) as conn:
@@ -83,6 +94,7 @@ def routes(services: Services) -> list[Route]:
                 delivered=int(fired.success),
                 failed=int(not fired.success),
                 deliveries=[TestDelivery(fired.status_code, fired.success, fired.duration_ms, fired.error)],
+                enable=_offer(row.id) if fired.success and not row.enabled else None,
             ),
         )
 
@@ -97,3 +109,11 @@ def routes(services: Services) -> list[Route]:
             problems=(404, 409, 429),
         ),
     ]
+
+
+def _offer(subscription_id: str) -> EnableOffer:
+    return EnableOffer(
+        path=f"{BASE}/webhooks/{subscription_id}",
+        body={"enabled": True},
+        message="The test was delivered, and the subscription is disabled: enable it, and what it holds is sent.",
+    )

@@ -12,12 +12,21 @@ from daemon.ids import SubscriptionId, new_event_id
 from daemon.model import Event, Outcome, SubscriptionConfig, TestFired
 from daemon.policy import retry, signing
 from daemon.policy.breaker import Closed
-from daemon.store import queue, record
+from daemon.store import event_types, queue, record
 from daemon.store import testfire as store
 from daemon.store.pool import Pool
 
 QUERY_S: Final = 2.0
-DATA: Final = '{"test":true,"message":"This is a test event from Dealix. No action is needed."}'
+PLAIN: Final = '{"test":true,"message":"This is a test event from Dealix. No action is needed."}'
+"""The payload where the type has no example."""
+
+
+def sample(example: str | None) -> str:
+    """A payload for a test: the type's example, marked, so that nobody takes it for something that happened."""
+    if example is None:
+        return PLAIN
+    body = example.strip()[1:].lstrip()
+    return '{"test": true' + ("" if body.startswith("}") else ", ") + body
 
 
 class TestFire:
@@ -38,8 +47,10 @@ class TestFire:
             setup = Setup.of(configs[0], self._tools.ring, self._tools.settings.egress)
             if setup.signer is None:
                 raise SealBroken("the subscription's secret does not open")
-            event = self._event(setup.config, event_type)
-            await store.insert_event(conn, event, DATA)
+            known = await event_types.get(conn, event_type)
+            data = sample(known.example if known else None)
+            event = self._event(setup.config, event_type, data)
+            await store.insert_event(conn, event, data)
         attempt, outcome = await self._send(setup, event)
         judged = retry.verdict(outcome)
         result: retry.Result = "failed" if judged == "retry" else judged
@@ -54,11 +65,11 @@ class TestFire:
         return TestFired(event.id, row.id, outcome.status_code, row.success, outcome.duration_ms, outcome.error)
 
     @staticmethod
-    def _event(config: SubscriptionConfig, event_type: str) -> Event:
+    def _event(config: SubscriptionConfig, event_type: str, data: str) -> Event:
         created_at = clock.now()
         event_id = new_event_id()
         body = signing.envelope(
-            event_id=event_id, event_type=event_type, customer_id=config.customer_id, data=DATA, created_at=created_at
+            event_id=event_id, event_type=event_type, customer_id=config.customer_id, data=data, created_at=created_at
         )
         return Event(event_id, event_type, config.customer_id, created_at, body)
 

@@ -16,6 +16,7 @@ import trio
 
 from daemon import clock
 from daemon.ids import EventId
+from daemon.policy.operational import TYPES
 from daemon.store.connection import Connection
 from daemon.store.deliveries import id_at
 from daemon.store.events import AHEAD, SLACK, bounds_of_day
@@ -115,6 +116,7 @@ _EMITTED: Final = """
         ) AS tried ON true
         WHERE l.created_at >= %(since)s AND l.created_at < %(until)s
           AND (%(wanted)s::text[] = '{}' OR l.type = ANY (%(wanted)s::text[]))
+          AND l.type <> ALL (%(operational)s::text[])
           AND (tried.attempt IS NULL OR NOT %(missed)s)
           AND NOT EXISTS (
               SELECT FROM dealix.deliveries d
@@ -191,6 +193,7 @@ class Walk:
             "since": self.scope.since,
             "until": self.scope.until,
             "wanted": list(self.wanted),
+            "operational": list(TYPES),  # told at their time, or not at all
             "missed": self.scope.kind == "missed",
             "day": position.day,
             "place": position.place,

@@ -17,7 +17,7 @@ _EMPTY: Final = """
     BEGIN
         SELECT string_agg(oid::regclass::text, ', ') INTO tables FROM pg_class
         WHERE relnamespace = 'dealix'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
-          AND relname NOT IN ('event_types', 'schema_migrations');
+          AND relname NOT IN ('event_types', 'event_type_details', 'schema_migrations');
         EXECUTE 'TRUNCATE ' || tables;
     END $$
 """

@@ -47,6 +47,7 @@ urls = {{ values = ["http://127.0.0.1:9/", "https://hooks.example.com/x"] }}
 "query.event_id" = {{ dictionary = "events", probability = 0.5 }}
 "body.customer_id" = {{ dictionary = "customers", probability = 0.7 }}
 "body.event_type" = {{ dictionary = "types", probability = 0.7 }}
+"path.event_type" = {{ dictionary = "types", probability = 0.7 }}
 "body.endpoint_url" = {{ dictionary = "urls", probability = 0.7 }}
 [[operations]]
 include-name = "POST /api/v1/ecosystem/events/emit"

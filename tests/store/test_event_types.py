@@ -11,7 +11,9 @@ from daemon.store.connection import Connection
 async def test_every_type_has_a_sentence_and_the_list_is_in_order(conn: Connection) -> None:
     with trio.fail_after(10):
         types = await event_types.all_types(conn)
-    assert [t.type for t in types] == sorted(t.type for t in types)
+    for operational in (False, True):
+        names = [t.type for t in types if t.operational is operational]
+        assert names == sorted(names)
     assert {"deal.won", "lead.created"} <= {t.type for t in types}
     assert all(t.description.endswith(".") for t in types)
 
@@ -21,3 +23,4 @@ async def test_unknown_types_come_back_in_the_order_they_were_asked_for(conn: Co
     with trio.fail_after(10):
         assert await event_types.unknown(conn, asked) == ["zebra.born", "Deal.Won", "", "a.b", "*"]
         assert await event_types.unknown(conn, []) == []
+        assert await event_types.unknown(conn, ["endpoint.failing", "endpoint.moved"]) == ["endpoint.moved"]

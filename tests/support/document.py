@@ -18,6 +18,8 @@ VALID: Final[dict[str, dict[str, Any]]] = {
     "TestRequest": {},
     "NewPortalLink": {"customer_id": "acme"},
     "Rotation": {},
+    "NewEventType": {"type": "ship.sunk", "description": "A ship sank."},
+    "EventTypeChanges": {},
     "NewRecovery": {"since": "2026-01-31T08:00:00Z", "status": "all"},
     "EventToEmit": {"customer_id": "acme", "event_type": "deal.won"},
     "Batch": {"events": [{"customer_id": "acme", "event_type": "deal.won"}]},
@@ -49,7 +51,8 @@ class Operation:
     @property
     def url(self) -> str:
         """With ids of nothing."""
-        return self.url_of(subscription_id=WHK, attempt_id=DLV, event_id=EVT, recovery_id=REC, link_id=PLK)
+        ids = {"subscription_id": WHK, "attempt_id": DLV, "event_id": EVT, "recovery_id": REC, "link_id": PLK}
+        return self.url_of(**ids, event_type="no.such")
 
     def url_of(self, **ids: str) -> str:
         return self.path.format(**ids)
