@@ -10,7 +10,7 @@ DEV := .venv/.dev
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench fuzz chaos clean
+.PHONY: help run test check bench fuzz chaos soak clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -30,15 +30,21 @@ check: $(DEV) ## Lint, formatting, import floors, types
 bench: $(DEV) ## Measure the short rows of the table of figures; one alone: make bench ARGS=drain
 	$(BIN)/python -m bench $(ARGS)
 
-chaos: $(DEV) ## Inject every fault, the long ones too
-	$(BIN)/pytest -m 'chaos or not chaos' --timeout=600 tests/chaos tests/e2e $(ARGS)
+chaos: $(DEV) ## Inject every fault, the long ones too, and write the figures into docs/reliability.md
+	$(BIN)/pytest -m 'not soak' --timeout=600 tests/chaos tests/e2e $(ARGS); code=$$?; \
+		$(BIN)/python -m tests.chaos.table && exit $$code
+
+soak: export SOAK_S ?= 3600
+soak: $(DEV) ## An hour of load, SOAK_S seconds
+	$(BIN)/pytest -m soak --timeout=0 tests/chaos $(ARGS)
+	$(BIN)/python -m tests.chaos.table
 
 fuzz: export FUZZ_S ?= 1800
 fuzz: $(DEV) ## Run the fuzz tests for long: FUZZ_S seconds each
 	$(BIN)/pytest -m fuzz --timeout=0 $(ARGS)
 
 clean: ## Remove what these targets made (the venv too, the demo's data not)
-	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache .hypothesis bench/out
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache .hypothesis bench/out tests/chaos/out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One venv for all: `run` fills it with what the product needs, the other targets add the tools. The stamps are older

@@ -1,14 +1,12 @@
-"""Renders the figures of the last runs into docs/reliability.md, between its two marks.
+"""Renders the figures of the last run of each test into docs/reliability.md, between its two marks.
 
-python -m tests.chaos.table            the table into the document
-python -m tests.chaos.table --clear    forget the figures of earlier runs
+Run by `make chaos` and `make soak`, or by hand: `python -m tests.chaos.table`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Sequence
 from typing import Final
 
@@ -52,10 +50,6 @@ def total(found: Sequence[Entry]) -> str:
 
 
 def main() -> None:
-    if "--clear" in sys.argv:
-        for path in OUT.glob("*.jsonl"):
-            path.unlink()
-        return
     found = entries()
     text = DOCUMENT.read_text()
     before, _, rest = text.partition(BEGIN)
