@@ -41,7 +41,8 @@ class Limits:
     """How long we go on reading, and throwing away, after the last answer: to close on unread bytes would reset the
     connection, and the answer with it."""
     last_s: float = 0.5
-    """At a stop: how long a connection between two requests still gets for one that is on its way."""
+    """At a stop: how long a connection between two requests still gets for one that is on its way. Its answer says that
+    it is the last one, so that no client finds its connection closed amid a request."""
 
 
 class Protocol(H11Protocol):
@@ -93,6 +94,7 @@ class Connection:
         self._config = config
         self._context = context
         self._limits = limits
+        self._idle_s = limits.idle_s
         self._writing = trio.Lock()
         self._reading = trio.CancelScope()
         self._protocol: Protocol | None = None
@@ -106,10 +108,16 @@ class Connection:
         """Whether it may be closed to make room: nothing of ours is under way."""
         return not self._closing and (self._protocol is None or self._protocol.awaits_client)
 
-    def close_soon(self, within_s: float = 0.0) -> None:
-        """End it, unless a request is answered until then: that is then the last one."""
-        self._closing = self._closing or within_s <= 0
-        self._expire_at(min(self._due, trio.current_time() + within_s))
+    def close(self) -> None:
+        """End it now."""
+        self._closing = True
+        self._expire_at(-math.inf)
+
+    def close_soon(self, within_s: float) -> None:
+        """Be idle no longer than this from now on, and end then."""
+        self._idle_s = within_s
+        if self.can_go:
+            self._expire_at(min(self._due, trio.current_time() + within_s))
 
     async def run(self) -> None:
         """Until the end of the connection, which is closed then."""
@@ -161,7 +169,7 @@ class Connection:
             await self._write(event.data)
         elif isinstance(event, Updated):
             self.waiting_since = trio.current_time()
-            self._expire_at(self.waiting_since + self._limits.idle_s if event.idle else math.inf)
+            self._expire_at(self.waiting_since + self._idle_s if event.idle else math.inf)
         elif isinstance(event, Closed):
             await self._finish()
 

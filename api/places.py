@@ -45,12 +45,11 @@ class Places:
             self._left = trio.Event()
 
     def close_soon(self, within_s: float) -> None:
-        """All of them shall go after the request that they are at, or the one that comes within this time."""
+        """All of them shall go when they have been idle for so long."""
         for connection in self._taken:
-            if connection.can_go:
-                connection.close_soon(within_s)
+            connection.close_soon(within_s)
 
     def _make_room(self) -> None:
         can_go = [one for one in self._taken if one.can_go]
         if can_go:
-            min(can_go, key=lambda one: one.waiting_since).close_soon()
+            min(can_go, key=lambda one: one.waiting_since).close()

@@ -94,7 +94,6 @@ async def serve(  # noqa: PLR0913 all but the first two named at the call
                 await stop.wait()
                 accepting.cancel_scope.cancel()
             config.keep_alive_max_requests = 0  # from now on each answer says that it is the last one
-            await context.terminated.set()
             places.close_soon(limits.last_s)
             connections.cancel_scope.deadline = trio.current_time() + grace_s
         await lifespan.wait_for_shutdown()

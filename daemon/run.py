@@ -95,6 +95,8 @@ class Daemon:
         file = None if self.settings.sealing_key else KeyFile(self.settings.data_dir)
         self.sealing_keys = SealingKeys(self.ring, file, self.api_pool)
         self.notifier = Notifier.of(os.environ)
+        self.serving = ""
+        """What the manager was told when all was up; empty before."""
         self.stopping = trio.Event()
 
     async def run(self, config_file: Path | None) -> None:
@@ -189,7 +191,8 @@ class Daemon:
         await engine.listening()
         _spare_the_garbage_collector()
         log.info("daemon.ready", api=url, pid=os.getpid())
-        self.notifier.ready(f"serving {url}")
+        self.serving = f"serving {url}"
+        self.notifier.ready(self.serving)
 
     # -- signals, watchdog, embedded Postgres -------------------------------------------------------------------------
 
@@ -207,7 +210,8 @@ class Daemon:
 
     def _reload(self, config_file: Path | None) -> None:
         """Take over what can change live, the log; name what cannot."""
-        self.notifier.reloading()
+        if self.serving:  # before, READY=1 at the end would be a lie
+            self.notifier.reloading()
         try:
             fresh = load(config_file, os.environ)
         except ConfigError as e:
@@ -216,7 +220,8 @@ class Daemon:
             logs.configure(fresh.log)
             needs_restart = _changed(self.settings, fresh)
             (log.warning if needs_restart else log.info)("config.reloaded", needs_restart=needs_restart)
-        self.notifier.ready("reloaded")
+        if self.serving:
+            self.notifier.ready(self.serving)
 
     async def _feed_watchdog(self) -> None:
         """Fed by this loop's progress and nothing else: a database outage must not get us restarted."""

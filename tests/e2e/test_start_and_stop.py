@@ -145,6 +145,9 @@ def test_the_service_manager_hears_ready_only_when_all_is_up_and_is_never_left_w
         daemon = installation.start(url, ready=False, environ=environ)
         daemon.wait_for("daemon.waiting_for_database")
         manager.wait_for("WATCHDOG=1", 2)
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_for("config.reloaded")
+        manager.wait_for("WATCHDOG=1", len(manager.times("WATCHDOG=1")) + 1)
         assert manager.times("READY=1") == []
         own_server.start()
         ready_at = manager.wait_for("READY=1")
@@ -152,6 +155,7 @@ def test_the_service_manager_hears_ready_only_when_all_is_up_and_is_never_left_w
         assert (answer.status_code, answer.json()["listening"]) == (200, True)
         daemon.signal(signal.SIGHUP)
         assert manager.wait_for("RELOADING=1") < manager.wait_for("READY=1", 2)
+        assert manager.times(f"STATUS=serving {daemon.api}") == manager.times("READY=1")
         manager.wait_for("WATCHDOG=1", len(manager.times("WATCHDOG=1")) + 2)
         assert daemon.stop() == 0
         assert ready_at < manager.wait_for("STOPPING=1")

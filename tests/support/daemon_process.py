@@ -46,6 +46,7 @@ def spawn(
     environ: Mapping[str, str],
     stdin: int,
     stdout: IO[bytes] | int | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """A child that is killed should this process end without ending it. To be called from the main thread."""
     prctl = ctypes.CDLL(None).prctl
@@ -61,6 +62,7 @@ def spawn(
             stderr=file,
             cwd=ROOT,
             env=environ,
+            pass_fds=pass_fds,
             preexec_fn=end_with_parent,  # noqa: PLW1509 - one system call, looked up before the fork
         )
 
@@ -68,10 +70,12 @@ def spawn(
 class DaemonProcess:
     """One process. Its log is read from the file that it writes; times are `time.monotonic()` unless said otherwise."""
 
-    def __init__(self, log_file: Path, environ: Mapping[str, str], command: Sequence[str]) -> None:
+    def __init__(
+        self, log_file: Path, environ: Mapping[str, str], command: Sequence[str], pass_fds: Sequence[int] = ()
+    ) -> None:
         self._log_file = log_file
         self.started_at = time.monotonic()
-        self._process = spawn(command, stderr=log_file, environ=environ, stdin=subprocess.DEVNULL)
+        self._process = spawn(command, stderr=log_file, environ=environ, stdin=subprocess.DEVNULL, pass_fds=pass_fds)
         self.pid = self._process.pid
         self.ready_after_s = float("inf")
 
@@ -146,13 +150,15 @@ class Ended:
 class Installation:
     """Daemons with one data directory and one sealing key, None for the one that the first start makes there.
 
-    `end` ends what still runs of what was started here.
+    They are started by `command`, which inherits the descriptors `pass_fds`. `end` ends what still runs of what was
+    started here.
     """
 
     directory: Path
     command: Sequence[str] = COMMAND
     sealing_key: str | None = field(default_factory=lambda: base64.b64encode(secrets.token_bytes(32)).decode())
     processes: list[DaemonProcess] = field(default_factory=list[DaemonProcess])
+    pass_fds: Sequence[int] = ()
 
     @property
     def data_dir(self) -> Path:
@@ -172,7 +178,8 @@ class Installation:
         """
         given = self._environ(database_url) | {name: str(value) for name, value in environ.items()}
         log_file = self.directory / f"daemon-{len(self.processes) + 1}.log"
-        daemon = DaemonProcess(log_file, given, [*self.command, *([] if config is None else ["--config", str(config)])])
+        command = [*self.command, *([] if config is None else ["--config", str(config)])]
+        daemon = DaemonProcess(log_file, given, command, self.pass_fds)
         self.processes.append(daemon)
         if ready:
             daemon.wait_for("daemon.ready")
