@@ -75,14 +75,17 @@ def row(events: int, each: int, runs: int, *, tls: bool = False, targets: tuple[
             measured = [once(on, daemon, arrivals, events) for _ in range(runs)]
     results = [drained for drained, _ in measured]
     m = medians(results)
-    what = f"{events:,} events × {each} subscription{'s' if each > 1 else ''}, {'TLS' if tls else 'plain HTTP'}"
+    what = f"{events:,} events × {each}{' over TLS' if tls else ''}"
     bounds = [*targets, (None, None), (None, None)]
+    each_costs = f"{what}: CPU for a delivery"
     figures = [
-        Figure(f"drain, {what}", m.per_second, "deliveries/s", *bounds[0], floor=m.bare_per_second),
-        Figure("CPU a delivery, daemon + Postgres", m.cpu_us, "µs", *bounds[1], at_most=True, floor=m.bare_us),
-        Figure("ratio to the bare sender's loop, CPU", m.ratio, "", *bounds[2], at_most=True),
+        Figure(f"{what}: drain", m.per_second, "deliveries/s", *bounds[0], floor=m.bare_per_second),
+        Figure(f"{each_costs}, daemon + Postgres", m.cpu_us, "µs", *bounds[1], at_most=True, floor=m.bare_us),
+        Figure(f"{each_costs}, the daemon's part", m.daemon_us, "µs"),
+        Figure(f"{each_costs}, Postgres' part", m.postgres_us, "µs"),
+        Figure(f"{each_costs}, ratio to the bare sender's loop", m.ratio, "×", *bounds[2], at_most=True),
     ]
-    title = f"{what}, over {HOSTS} endpoints, 1 KB, {runs} runs"
+    title = f"{what} subscription(s), {HOSTS} endpoint hosts, 1 KB, {runs} runs"
     publish(title, results, figures, others=max(others for _, others in measured))
 
 

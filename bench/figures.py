@@ -20,6 +20,8 @@ ROOT: Final = Path(__file__).parents[1]
 OUT: Final = ROOT / "bench/out"
 MEASURED: Final = ("api", "bench", "config", "daemon")
 """The folders whose state a figure stands for."""
+QUIET: Final = 0.05
+"""The share of the machine that others may take in a run before it is said."""
 CLOSE: Final = 100
 """From here on a number is shown without decimals."""
 
@@ -134,14 +136,21 @@ def report(out: Path, rows: Sequence[str]) -> str:
     found = [_read(file) for row in rows if (file := out / f"{row}.json").exists()]
     if not found:
         raise click.ClickException(f"{out} has no figures: run a row first")
-    lines = ["| figure | measured | target | stretch | floor in the same run | command |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| figure | measured | target | stretch | | floor in the same run | command |",
+        "|---|---|---|---|---|---|---|",
+    ]
     lines += [_report_line(published, figure) for published in found for figure in published.figures]
     machine = found[-1].machine
     dates = sorted(published.date[:10] for published in found)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     commits = ", ".join(dict.fromkeys(published.commit for published in found))
     where = f"{machine.cpus} × {machine.cpu}, {machine.memory_mb} MB, Linux {machine.kernel}, Python {machine.python}"
-    return "\n".join([*lines, "", f"{when}, commit {commits}; {where}; medians of at least 5 runs after a warm-up."])
+    fewest = min(len(published.runs) for published in found)
+    lines += ["", f"{when}, commit {commits}; {where}; medians of at least {fewest} runs after a warm-up."]
+    if busy := [f"{published.row} ({published.others:.0%})" for published in found if (published.others or 0) > QUIET]:
+        lines.append(f"Not on a quiet machine, with the share that others took of it: {', '.join(busy)}.")
+    return "\n".join(lines)
 
 
 # -- inside -----------------------------------------------------------------------------------------------------------
@@ -159,7 +168,7 @@ def _shown(published: Published) -> str:
         floor = f"  floor {number(figure.floor)}" if figure.floor is not None else ""
         ratio = f"  ratio {figure.ratio:.2f}" if figure.ratio is not None else ""
         lines.append(f"  {figure.name}: {number(figure.value)} {figure.unit}{bounds}{floor}{ratio}")
-    if published.others is not None and published.others > 0.05:
+    if (published.others or 0) > QUIET:
         lines.append(f"  not a quiet machine: others took up to {published.others:.0%} of it in a run")
     return "\n".join(lines)
 
@@ -173,6 +182,7 @@ def _report_line(published: Published, figure: Figure) -> str:
         f"**{number(figure.value)} {figure.unit}**".replace(" **", "**"),
         _bound(figure, figure.target),
         _bound(figure, figure.stretch),
+        figure.verdict,
         floor,
         f"`{published.command}`",
     ]

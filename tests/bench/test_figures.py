@@ -82,9 +82,14 @@ def test_a_row_leaves_its_runs_and_how_it_was_called_and_the_table_is_made_of_th
     assert left["runs"] == [{"per_second": 10.0, "us": 1.5}, {"per_second": 30.0, "us": 2.5}]
     assert left["medians"] == {"per_second": 20.0, "us": 2.0}
     lines = report(tmp_path, ["other", "trial"]).splitlines()
-    assert lines[2] == ("| deliveries | **20 /s** | ≥ 15 |  | 40 /s, ratio 0.50 | `python -m bench trial --events 7` |")
-    assert left["date"][:10] in lines[-1]
-    assert left["machine"]["kernel"] in lines[-1]
+    assert lines[2] == (
+        "| deliveries | **20 /s** | ≥ 15 |  | met | 40 /s, ratio 0.50 | `python -m bench trial --events 7` |"
+    )
+    assert left["date"][:10] in lines[-2]
+    assert left["machine"]["kernel"] in lines[-2]
+    assert "at least 2 runs" in lines[-2]
+    assert "quiet" in lines[-1]
+    assert "trial (25%)" in lines[-1]
 
 
 def test_without_figures_there_is_no_table(tmp_path: Path) -> None:
