@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from daemon.embedded_postgres import running_url
 from daemon.embedded_postgres.processes import members
+from tests.chaos.figures import Enter
 from tests.e2e import oracle
 from tests.e2e.figures import Tell
 from tests.e2e.load import PER_SECOND, customers, subscribe_all
@@ -117,7 +118,13 @@ def unrecorded(scene: Scene) -> set[oracle.Claim]:
 @pytest.mark.chaos
 @pytest.mark.timeout(120)
 def test_with_a_full_disk_nothing_is_sent_that_cannot_be_recorded(
-    disk: Path, server: DataOnSmallDisk, installation: Installation, receiver: Receiver, tmp_path: Path, tell: Tell
+    disk: Path,
+    server: DataOnSmallDisk,
+    installation: Installation,
+    receiver: Receiver,
+    tmp_path: Path,
+    tell: Tell,
+    enter: Enter,
 ) -> None:
     scene = Scene(fresh_database(server.url), receiver)
     daemon = installation.start(scene.url, environ={"DEALIX_DATABASE__POOL_SIZE": 4})
@@ -153,6 +160,7 @@ def test_with_a_full_disk_nothing_is_sent_that_cannot_be_recorded(
     tell(
         f"room again: recorded after {recorded_s:.2f} s; {verdict.duties} deliveries, duplicates: {verdict.duplicates}"
     )
+    enter("C11", "disk of the data full", 1, verdict, emitter, recovery_s=recorded_s)
     assert waiting, "nothing was in hand when the disk was full: the test shows nothing"
     assert unclaimed == set(), "sent without a claim on record"
     assert sent_meanwhile == 0
@@ -166,7 +174,7 @@ def test_with_a_full_disk_nothing_is_sent_that_cannot_be_recorded(
 @pytest.mark.chaos
 @pytest.mark.timeout(180)
 def test_an_embedded_postgres_that_dies_of_a_full_disk_comes_back_when_there_is_room(
-    disk: Path, tmp_path: Path, receiver: Receiver, tell: Tell
+    disk: Path, tmp_path: Path, receiver: Receiver, tell: Tell, enter: Enter
 ) -> None:
     installation = Installation(tmp_path)
     data = disk / "data"
@@ -199,6 +207,7 @@ def test_an_embedded_postgres_that_dies_of_a_full_disk_comes_back_when_there_is_
         away = prober.between(down_at, freed_at - 1)
         tell(f"down, the API answered {sorted({a.status for a in away})} within {max(a.took_s for a in away):.2f} s")
         tell(f"deliveries went on {resumed_s:.2f} s after there was room; duplicates: {verdict.duplicates}")
+        enter("C11", "disk full, Postgres dead of it", 1, verdict, emitter, recovery_s=resumed_s)
         assert {a.status for a in away} == {503}
         assert resumed_s < 8
         assert verdict.duplicates == 0

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.chaos.figures import Enter
 from tests.e2e import oracle
 from tests.e2e.figures import Tell
 from tests.e2e.load import PER_SECOND, PER_SUBSCRIPTION, customers, subscribe_all
@@ -50,7 +51,7 @@ def arrived_since(scene: Scene, emitter: Emitter, seen: int, since: float) -> fl
 
 @pytest.mark.timeout(120)
 def test_a_daemon_follows_a_failover_and_loses_nothing_that_was_acknowledged(
-    pair: Replicated, installation: Installation, receiver: Receiver, tmp_path: Path, tell: Tell
+    pair: Replicated, installation: Installation, receiver: Receiver, tmp_path: Path, tell: Tell, enter: Enter
 ) -> None:
     scene, daemon = begin(pair, installation, receiver)
     with open_emitter(tmp_path, scene.url, CUSTOMERS, per_second=PER_SECOND) as emitter:
@@ -68,6 +69,8 @@ def test_a_daemon_follows_a_failover_and_loses_nothing_that_was_acknowledged(
     acknowledged = emitter.events("committed").keys()
     tell(f"{len(acknowledged)} acknowledged events, {verdict.duties} deliveries; duplicates: {verdict.duplicates}")
     tell(f"promoted {promoted_at - killed_at:.2f} s after the kill; first delivery {resumed - promoted_at:.2f} s later")
+    bound = f"at most {PER_SUBSCRIPTION * len(scene.subscribed)} in flight"
+    enter("–", "primary killed, standby promoted", 1, verdict, emitter, bound=bound, recovery_s=resumed - promoted_at)
     assert acknowledged <= kept, "the new primary does not have what the old one had acknowledged"
     assert emitter.events("rolled back").keys().isdisjoint(r.event_id for r in receiver.receipts())
     assert verdict.duplicates <= PER_SUBSCRIPTION * len(scene.subscribed)

@@ -12,6 +12,7 @@ from typing import Final
 
 import pytest
 
+from tests.chaos.figures import Enter
 from tests.e2e import oracle
 from tests.e2e.figures import Tell
 from tests.e2e.load import customers, subscribe_all
@@ -67,6 +68,7 @@ def test_everything_arrives_once_through_pgbouncer_and_no_session_keeps_a_trace(
     receiver: Receiver,
     tmp_path: Path,
     tell: Tell,
+    enter: Enter,
 ) -> None:
     scene, daemon = begin(own_server, bouncer, installation, receiver)
     began = time.monotonic()
@@ -78,6 +80,7 @@ def test_everything_arrives_once_through_pgbouncer_and_no_session_keeps_a_trace(
     shared = [row for row in bouncer.shown("SERVERS") if row["database"] == scene.url.rpartition("/")[2]]
     clients = [row for row in bouncer.shown("CLIENTS") if row["database"] == scene.url.rpartition("/")[2]]
     tell(f"{len(clients)} connections of the daemon on {len(shared)} sessions")
+    enter("–", "none, through PgBouncer", 1, verdict, emitter)
     assert verdict.duplicates == 0
     assert len(clients) > len(shared) > 1, "no session was shared: the test shows nothing"
     # The housekeeping locks and sets, which must not happen on a session that others get next.
@@ -99,6 +102,7 @@ def test_a_pgbouncer_that_is_killed_and_comes_back_costs_nothing_but_time(
     receiver: Receiver,
     tmp_path: Path,
     tell: Tell,
+    enter: Enter,
 ) -> None:
     scene, daemon = begin(own_server, bouncer, installation, receiver)
     with open_emitter(tmp_path, scene.url, CUSTOMERS, per_second=PER_SECOND) as emitter:
@@ -118,6 +122,7 @@ def test_a_pgbouncer_that_is_killed_and_comes_back_costs_nothing_but_time(
     verdict = oracle.judge(scene)
     tell(f"{verdict.duties} deliveries; went on {resumed_s:.2f} s after it was back; duplicates: {verdict.duplicates}")
     tell(f"claims whose answer was lost: {len(unanswered)}")
+    enter("–", "SIGKILL of PgBouncer", 1, verdict, emitter, recovery_s=resumed_s)
     assert resumed_s < 5
     assert verdict.duplicates == 0
     assert verdict.interrupted == unanswered
