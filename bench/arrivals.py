@@ -40,7 +40,7 @@ class Arrivals:
         self._receiver: subprocess.Popen[bytes] = on.receiver
         self._log: Path = on.arrivals_log
         self._read_bytes = 0
-        self._counted = self._requests()
+        self._taken = 0
 
     def _requests(self) -> int:
         self._receiver.send_signal(signal.SIGUSR1)
@@ -49,7 +49,7 @@ class Arrivals:
 
     def count(self) -> int:
         """POSTs since the last `take`."""
-        return self._requests() - self._counted
+        return self._requests() - self._taken
 
     def wait_for(self, count: int, within_s: float) -> None:
         """Until so many POSTs came since the last `take`. Raises TimeoutError."""
@@ -57,15 +57,17 @@ class Arrivals:
 
     def take(self) -> list[Arrival]:
         """What came since the last `take`, in order."""
-        self._counted = self._requests()
+        self._requests()  # has it write out what it holds
         with self._log.open("rb") as file:
             file.seek(self._read_bytes)
             text = file.read()
+        text = text[: text.rfind(b"\n") + 1]  # a line may be half written: its buffer was full
         self._read_bytes += len(text)
         found: list[Arrival] = []
         for line in text.decode("ascii").splitlines():
             at_ns, event_id, _, path = line.split(" ")
             found.append(Arrival(int(at_ns), event_id, path))
+        self._taken += len(found)
         return found
 
 
