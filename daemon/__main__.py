@@ -13,6 +13,7 @@ import click
 
 from config.sources import ConfigError
 from daemon.cli.check import check
+from daemon.cli.customers import customers
 from daemon.cli.events import emit
 from daemon.cli.keys import keys
 from daemon.cli.schema import db_url, migrate
@@ -82,7 +83,7 @@ def demo(config_file: Path | None) -> int:
     return demo.run(config_file)
 
 
-for _command in (migrate, keys, secrets, emit, subscriptions, db_url, check):
+for _command in (migrate, keys, secrets, customers, emit, subscriptions, db_url, check):
     cli.add_command(_command)
 
 

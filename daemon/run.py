@@ -52,6 +52,7 @@ def serve(settings: Settings, *, config_file: Path | None) -> int:
     """Run the daemon until SIGTERM or SIGINT; returns the exit code. Raises SettingsInvalid and other DealixErrors."""
     logs.configure(settings.log)
     _raise_open_files()
+    _leave_no_core()
     ring = load_key_ring(settings)
     embedded = EmbeddedPostgres.start(settings.data_dir) if settings.database.embedded else None
     try:
@@ -76,6 +77,11 @@ def _raise_open_files() -> None:
 def _places(wanted: int) -> int:
     """Clients at once: a quarter of the descriptors at most. Deliveries, database and log have the rest."""
     return min(wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+
+
+def _leave_no_core() -> None:
+    """A core would hold secrets; Postgres inherits this. The hard limit stays, for whoever has to look into a crash."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 @dataclass

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from config.settings import Settings, load
 from daemon.errors import SealBroken, SettingsInvalid
-from daemon.key_file import KeyFile, load_key_ring
+from daemon.key_file import load_key_ring
 from daemon.sealing import KeyRing
 
 HERE = {"table": "subscriptions", "column": "secret", "row": "whk_1"}

@@ -25,20 +25,25 @@ def keys() -> None:
     "--customer", "customer_id", metavar="ID", callback=customer_id_given, help="A key for this customer alone."
 )
 @click.option("--ops", is_flag=True, help="An operator's key: acts for every customer and may emit.")
+@click.option(
+    "--expires-in-days", "days", metavar="DAYS", type=click.IntRange(1, 3650), help="End it by itself then. Else never."
+)
 @config_option
-def create(customer_id: str | None, ops: bool, config_file: Path | None) -> None:  # noqa: FBT001 click's way
+def create(customer_id: str | None, ops: bool, days: int | None, config_file: Path | None) -> None:  # noqa: FBT001 click's way
     """Make a key and print it, alone, on standard output. It cannot be had again: only a digest is stored.
 
     \b
     Examples:
       dealix keys create --customer acme
+      dealix keys create --customer acme --expires-in-days 90
       KEY=$(dealix keys create --ops)
     """  # noqa: D301 \b is click's
     if ops == (customer_id is not None):
         raise click.UsageError("Give either --customer ID or --ops.")
 
     async def act(conn: Connection) -> tuple[ApiKey, str]:
-        return await api_keys.create(conn, None if customer_id is None else CustomerId(customer_id))
+        valid_s = None if days is None else days * 86_400.0
+        return await api_keys.create(conn, None if customer_id is None else CustomerId(customer_id), valid_s=valid_s)
 
     made, key = with_database(settings_from(config_file), act)
     click.echo(key)
@@ -49,7 +54,7 @@ def create(customer_id: str | None, ops: bool, config_file: Path | None) -> None
 @keys.command("list")
 @config_option
 def list_(config_file: Path | None) -> None:
-    """List all keys, oldest first: id, whose, when made, last used and revoked. The keys themselves are not stored."""
+    """List all keys, oldest first: id, whose, when made and last used, its state. The keys are not stored."""
     rows = [("ID", "WHOSE", "CREATED", "LAST USED", "STATE")]
     rows += [
         (
@@ -57,7 +62,7 @@ def list_(config_file: Path | None) -> None:
             _whose(key),
             clock.iso(key.created_at),
             clock.iso(key.last_used_at) if key.last_used_at else "never",
-            f"revoked {clock.iso(key.revoked_at)}" if key.revoked_at else "valid",
+            _state(key),
         )
         for key in with_database(settings_from(config_file), api_keys.all_keys)
     ]
@@ -85,6 +90,14 @@ def revoke(key_id: str, config_file: Path | None) -> None:
     if not with_database(settings_from(config_file), act):
         raise click.ClickException(f"there is no key with the ID {key_id}: see `dealix keys list`")
     click.echo(f"{key_id} is revoked.")
+
+
+def _state(key: ApiKey) -> str:
+    if key.revoked_at is not None:
+        return f"revoked {clock.iso(key.revoked_at)}"
+    if key.expires_at is None:
+        return "valid"
+    return f"{'expired' if key.expires_at <= clock.now() else 'valid until'} {clock.iso(key.expires_at)}"
 
 
 def _whose(key: ApiKey) -> str:

@@ -33,8 +33,8 @@ def digest_of(key: str) -> bytes:
 
 
 _CREATE: Final = """
-INSERT INTO dealix.api_keys (id, digest, customer_id)
-VALUES (%(id)s, %(digest)s, %(customer_id)s)
+INSERT INTO dealix.api_keys (id, digest, customer_id, expires_at)
+VALUES (%(id)s, %(digest)s, %(customer_id)s, clock_timestamp() + %(valid_s)s * interval '1 second')
 RETURNING id, customer_id, created_at, last_used_at, expires_at, revoked_at
 """
 
@@ -69,11 +69,22 @@ FROM valid
 """
 
 
-async def create(conn: Connection, customer_id: CustomerId | None) -> tuple[ApiKey, str]:
-    """A new key for one customer, or with None an ops key; and the key itself, which cannot be had again."""
+async def create(
+    conn: Connection, customer_id: CustomerId | None, *, valid_s: float | None = None
+) -> tuple[ApiKey, str]:
+    """A new key for one customer, or with None an ops key; and the key itself, which cannot be had again.
+
+    It ends by itself after `valid_s`; with None never.
+    """
     key = _PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
     cursor = await conn.execute(
-        _CREATE, {"id": "key_" + secrets.token_hex(12), "digest": digest_of(key), "customer_id": customer_id}
+        _CREATE,
+        {
+            "id": "key_" + secrets.token_hex(12),
+            "digest": digest_of(key),
+            "customer_id": customer_id,
+            "valid_s": valid_s,
+        },
     )
     (row,) = await cursor.fetchall()
     return ApiKey(*row), key

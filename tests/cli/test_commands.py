@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import socket
 import subprocess
@@ -18,6 +20,14 @@ from tests.cli.conftest import Dealix, Ended
 from tests.support.postgres import fresh_database
 
 KEY: Final = re.compile(r"dlx_[A-Za-z0-9_-]{43}\n")
+SUBSCRIPTION: Final = json.dumps(
+    {
+        "id": "whk_" + "a" * 24,
+        "customer_id": "acme",
+        "endpoint_url": "https://example.com/",
+        "secret": "whsec_" + "c2VjcmV0" * 5,
+    }
+)
 COMMANDS: Final = (
     ("serve",),
     ("demo",),
@@ -25,6 +35,10 @@ COMMANDS: Final = (
     ("keys", "create"),
     ("keys", "list"),
     ("keys", "revoke"),
+    ("secrets", "list"),
+    ("secrets", "rotate"),
+    ("secrets", "drop"),
+    ("customers", "purge"),
     ("emit",),
     ("db-url",),
     ("check",),
@@ -81,6 +95,83 @@ def test_a_revoked_key_is_listed_as_revoked(on_database: Dealix) -> None:
     key_id = on_database("keys", "list").out.splitlines()[1].split()[0]
     assert on_database("keys", "revoke", key_id) == Ended(0, f"{key_id} is revoked.\n", "")
     assert re.search(r"revoked \S+Z$", on_database("keys", "list").out.rstrip())
+
+
+def test_a_key_that_expires_is_listed_with_its_end(on_database: Dealix, migrated_database: str) -> None:
+    assert on_database("keys", "create", "--ops", "--expires-in-days", "90").code == 0
+    state = "SELECT round(extract(epoch FROM expires_at - created_at) / 86400) FROM dealix.api_keys"
+    assert rows(migrated_database, state) == [(90,)]
+    assert re.search(r"never      valid until \S+Z$", on_database("keys", "list").out.rstrip())
+    with psycopg.connect(migrated_database) as db:
+        db.execute("UPDATE dealix.api_keys SET expires_at = now()")
+    assert re.search(r"never      expired \S+Z$", on_database("keys", "list").out.rstrip())
+    assert on_database("keys", "create", "--ops", "--expires-in-days", "0").code == 2
+
+
+# ── secrets and customers: tests/e2e has them with daemons beside ────────────────────────────────────────────────────
+
+
+def test_sealing_keys_are_listed_with_what_needs_them_and_never_themselves(
+    on_database: Dealix, migrated_database: str
+) -> None:
+    on_database("subscriptions", "import", "-", stdin=SUBSCRIPTION)
+    listed = on_database("secrets", "list")
+    key = (Path(os.environ["DEALIX_DATA_DIR"]) / "sealing.key").read_text().strip()
+    head, only = listed.out.splitlines()
+    assert head.split() == ["ID", "DOES", "NEEDED", "BY"]
+    assert re.fullmatch(r"[0-9a-f]{16}  seals    1 subscriptions", only)
+    assert key not in listed.out + on_database("secrets", "rotate").out + on_database("secrets", "list").out
+    (Path(os.environ["DEALIX_DATA_DIR"]) / "sealing.key").unlink()
+    strange = on_database("secrets", "list").out.splitlines()
+    assert [line.split()[1] for line in strange] == ["DOES", "seals", "MISSING"]
+    assert_told_in_a_line_or_two(on_database("secrets", "rotate"), 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (("secrets", "drop", "0" * 16), 1, "no sealing key with the ID"),
+        (("secrets", "rotate", "--key-file", "-"), 78, "--key-file: should be the base64 text of 32 bytes"),
+        (("secrets", "rotate", "--wait-s", "-1"), 2, "--wait-s"),
+        (("customers", "purge", "not a customer"), 2, "must be 1 to 64 characters"),
+        (("customers", "purge"), 2, "Missing argument 'ID'"),
+    ],
+)
+def test_what_is_wrong_with_sealing_keys_and_customers_is_told(
+    on_database: Dealix, words: tuple[str, ...], code: int, text: str
+) -> None:
+    ended = on_database(*words)
+    assert (ended.code, ended.out) == (code, "")
+    assert text in ended.err
+
+
+def test_the_key_that_seals_is_not_dropped_and_one_that_was_sealing_is_not_rotated_to(on_database: Dealix) -> None:
+    old = on_database("secrets", "list").out.splitlines()[1].split()[0]
+    key = (Path(os.environ["DEALIX_DATA_DIR"]) / "sealing.key").read_text()
+    assert "is the key that seals" in on_database("secrets", "drop", old).err
+    assert on_database("secrets", "rotate").code == 0
+    again = on_database("secrets", "rotate", "--key-file", "-", stdin=key)
+    assert (again.code, again.err) == (1, f"dealix: {old} was a sealing key before: give a new one\n")
+
+
+def test_a_purge_asks_first_prints_a_receipt_and_finds_nothing_the_next_time(
+    on_database: Dealix, migrated_database: str
+) -> None:
+    on_database("subscriptions", "import", "-", stdin=SUBSCRIPTION)
+    on_database("keys", "create", "--customer", "acme")
+    on_database("emit", "--customer", "acme", "--type", "deal.won", "--data", "{}")
+    for answer in ("n\n", ""):
+        ended = on_database("customers", "purge", "acme", stdin=answer)
+        assert (ended.code, ended.out) == (130, "")
+        assert "Delete everything of customer acme?" in ended.err
+    assert rows(migrated_database, "SELECT count(*) FROM dealix.events") == [(1,)]
+    ended = on_database("customers", "purge", "acme", stdin="y\n")
+    assert ended.code == 0
+    assert re.match(r"Purged customer acme at \S+Z: 5 rows\.\napi_keys +1\nevents +1\n", ended.out)
+    again = on_database("customers", "purge", "acme", "--yes", "--json")
+    assert again.err == ""
+    receipt = json.loads(again.out)
+    assert (receipt["customer_id"], receipt["rows"], receipt["total"]) == ("acme", {}, 0)
 
 
 def test_revoking_what_is_not_there_says_where_to_look(on_database: Dealix) -> None:

@@ -74,6 +74,16 @@ async def test_an_expired_key_is_refused(conn: Connection) -> None:
         assert await api_keys.authenticate(conn, digest_of(key)) is None
 
 
+async def test_a_key_that_was_made_for_a_time_expires_by_the_databases_clock(conn: Connection) -> None:
+    with trio.fail_after(LIMIT_S):
+        made, key = await api_keys.create(conn, ACME, valid_s=0.5)
+        assert made.expires_at is not None
+        assert await api_keys.authenticate(conn, digest_of(key)) is not None
+        await conn.execute("SELECT pg_sleep(0.6)")
+        assert await api_keys.authenticate(conn, digest_of(key)) is None
+        assert (await api_keys.create(conn, ACME))[0].expires_at is None
+
+
 async def test_use_is_noted_once_a_minute_at_most(conn: Connection) -> None:
     version = "SELECT last_used_at, xmin::text FROM dealix.api_keys"
     with trio.fail_after(LIMIT_S):
