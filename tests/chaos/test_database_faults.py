@@ -309,7 +309,7 @@ def test_a_snapshot_from_long_ago_locks_and_deadlocks(case: Case, enter: Enter) 
         quarrel = threading.Thread(target=lock_against_the_grain, args=(url, over))
         quarrel.start()
         try:
-            case.emitter.go_on(4000, within_s=80)
+            case.emitter.go_on(4000)
             with psycopg.connect(url) as locker:
                 locker.execute("LOCK TABLE dealix.deliveries")
                 time.sleep(20)  # the fault's own length
@@ -318,7 +318,7 @@ def test_a_snapshot_from_long_ago_locks_and_deadlocks(case: Case, enter: Enter) 
         finally:
             over.set()
             quarrel.join()
-        case.emitter.go_on(1000, within_s=30)
+        case.emitter.go_on(1000)
     verdict = case.finish(within_s=LEASE_S + 30)
     enter("C10", "old snapshot, table locked 20 s, rows locked backwards", 1, verdict, case.emitter,
           recovery_s=max(case.recoveries))  # fmt: skip

@@ -153,8 +153,9 @@ class Emitter:
             self._seen.setdefault(line["outcome"], {})[line.get("event_id", line["t"])] = line["t"]
         return self._seen.get(outcome, {})
 
-    def go_on(self, commits: int = 20, *, within_s: float = 20.0) -> None:
-        """Wait until it has committed so many more events."""
+    def go_on(self, commits: int = 20) -> None:
+        """Wait until it has committed so many more events. The bound is for a machine that has much else to do."""
+        within_s = 20 + commits / 10
         wanted = len(self.events("committed")) + commits
         until(lambda: len(self.events("committed")) >= wanted, within_s=within_s, what=f"{commits} more commits")
 
