@@ -19,7 +19,7 @@ from tests.support.log import Row, write
 from tests.support.wire import one_answer
 
 STRICT: Final = Limits(connections=120, head_s=1.0, idle_s=1.0, send_s=1.0)
-ATTACKERS: Final = 100
+ATTACKERS: Final = 60
 GET: Final = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 SLACK_S: Final = 2.0
 """What a busy machine may add to a deadline."""
@@ -76,7 +76,7 @@ async def drip(stream: trio.SocketStream, data: bytes) -> None:
     while True:
         for byte in data:
             await stream.send_all(bytes([byte]))
-            await trio.sleep(0.1)
+            await trio.sleep(0.2)
 
 
 async def others_hardly_notice(served: Served, attack: Attack, within_s: float) -> None:
