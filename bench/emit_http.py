@@ -41,8 +41,8 @@ SELECT count(*) FROM dealix.emit_batch(
 class Emitted(msgspec.Struct, frozen=True):
     """One run: events a second, one a request and `BATCH` a request, and CPU of the daemon in µs for an event.
 
-    `quiet`: for customers without a subscription, so that nothing is delivered beside; the CPU is of these. `sql`: the
-    same by SQL, with deliveries.
+    `quiet`: for customers without a subscription, so that nothing is delivered beside; the CPU is of these, `client_us`
+    that of the clients that send single events. `sql`: the same by SQL, with deliveries.
     """
 
     single_per_s: float
@@ -53,6 +53,7 @@ class Emitted(msgspec.Struct, frozen=True):
     sql_batch_per_s: float
     single_us: float
     batch_us: float
+    client_us: float
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,11 @@ class Bench:
 
 @dataclass(frozen=True)
 class Posted:
-    """Events a second, and CPU of the daemon in µs for each, deliveries included."""
+    """Events a second, CPU of the daemon in µs for each, deliveries included, and of the client."""
 
     per_second: float
     daemon_us: float
+    client_us: float
 
 
 @click.command("emit-http")
@@ -116,6 +118,7 @@ def _once(bench: Bench, events: int) -> Emitted:
         sql_batch_per_s=_by_sql(bench, Load(EMIT_BATCH, BATCH_CLIENTS, many), BATCH),
         single_us=quiet_single.daemon_us,
         batch_us=quiet_batch.daemon_us,
+        client_us=quiet_single.client_us,
     )
 
 
@@ -134,7 +137,7 @@ def _posted(bench: Bench, customers: Sequence[str], requests: int, batch: int) -
         meter = Meter(daemon=bench.daemon.pid)
         done = http_clients.run(plan)
         daemon_us = meter.costs().cpu_s["daemon"] / (done.requests * batch) * 1e6
-    return Posted(done.requests * batch / done.seconds, daemon_us)
+    return Posted(done.requests * batch / done.seconds, daemon_us, done.client_us / batch)
 
 
 def _by_sql(bench: Bench, load: Load, batch: int) -> float:
