@@ -257,7 +257,7 @@ def lost_answers(proxy: Proxy) -> int:
     return int(proxy.tell("lose", "dealix", "1"))
 
 
-@pytest.mark.parametrize("slow_s", [10, pytest.param(30, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("slow_s", [6, pytest.param(30, marks=pytest.mark.chaos)])
 def test_a_network_that_is_slow_costs_no_shard(by_proxy: Case, proxy: Proxy, slow_s: float, enter: Enter) -> None:
     """So slow that one look at the shards takes longer than the time from one look to the next."""
     proxy.tell("delay", str(DELAY_S))

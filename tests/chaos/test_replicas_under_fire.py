@@ -259,9 +259,9 @@ DAYS: Final = """
 """
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=CHAOS)])
+@CHAOS
 def test_the_twentieth_failure_disables_across_kills_and_replicas(
-    migrated_database: str, installation: Installation, receiver: Receiver, tmp_path: Path, kills: int, enter: Enter
+    migrated_database: str, installation: Installation, receiver: Receiver, tmp_path: Path, enter: Enter
 ) -> None:
     """One request at a time, so that none is in flight when the count is full."""
     environ = {
@@ -269,7 +269,7 @@ def test_the_twentieth_failure_disables_across_kills_and_replicas(
         "DEALIX_DELIVERY__PER_SUBSCRIPTION": 1,
         "DEALIX_DELIVERY__RETRY_SCHEDULE_S": "0,1,1,1,1",
     }
-    fleet = Fleet(Stage.on(migrated_database, installation, receiver, tmp_path, environ))
+    fleet, kills = Fleet(Stage.on(migrated_database, installation, receiver, tmp_path, environ)), 5
     scene = fleet.stage.scene
     daemon = fleet.launch()
     fleet.launch()
