@@ -10,13 +10,14 @@ from typing import Final
 import click
 import msgspec
 
-from bench.arrivals import SETTLE_S, Arrivals, check_once
+from bench.arrivals import Arrivals
 from bench.cpu import Meter
 from bench.emitting import percentile
 from bench.figures import Figure, Untrue, medians, publish
 from bench.parts import Stage, stage
 from bench.seeding import customer_ids, duties, emit_at_once, migrated, register
 from bench.serving import Api, serving
+from bench.settling import settled
 
 CUSTOMERS: Final = customer_ids("c", 100)
 PAUSE_S: Final = 0.01
@@ -78,12 +79,9 @@ def once(on: Stage, key: str, events: int, requests: int) -> Run:
         emit_at_once(db, events, CUSTOMERS)
         arrivals.wait_for(emitted + DRAINING, ARRIVE_S)
         busy = _ask(Api(daemon, key), requests)  # the other connection was idle for too long
-        emitted += requests // 3
         if arrivals.count() >= events:
             raise Untrue("the sender was done before the last request was: give it more events")
-        arrivals.wait_for(emitted + events, ARRIVE_S)
-        time.sleep(SETTLE_S)
-        check_once(arrivals.take(), duties(db, since))
+        settled(db, arrivals, duties(db, since))
     kinds = [busy[n::3] for n in range(3)]
     return Run(*_both(busy), *_both(kinds[0]), *_both(kinds[1]), *_both(kinds[2]), *_both(idle))
 

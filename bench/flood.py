@@ -12,20 +12,20 @@ import click
 import msgspec
 import psycopg
 
-from bench.arrivals import SETTLE_S, Arrival, Arrivals, Duty, check_once
+from bench.arrivals import Arrival, Arrivals, Duty
 from bench.cpu import Meter
 from bench.emitter import EMIT
 from bench.figures import Figure, Untrue, medians, publish
 from bench.parts import stage
 from bench.seeding import DATA, duties, emit_at_once, migrated, register
 from bench.serving import serving
+from bench.settling import settled
 from daemon.store.shards import shard_of
 
 FLOODING: Final = "flooding"
 CHUNK: Final = 10_000
 """Events of one transaction of the flood."""
 ALONE_EVERY_S: Final = 0.25
-ARRIVE_S: Final = 300.0
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -98,10 +98,7 @@ def measure(events: int, singles: int, every_s: float) -> tuple[list[Run], float
             if arrivals.count() >= events:
                 raise Untrue("the flood was over before the last of the single events: give it more, or them less time")
             flooding.wait()
-            arrivals.wait_for(events + 3 * singles + 1, ARRIVE_S)
-            time.sleep(SETTLE_S)
-            arrived = arrivals.take()
-            check_once(arrived, duties(db, since))
+            arrived = settled(db, arrivals, duties(db, since))
         others = meter.costs().others
     columns = [took_ms(arrived, column) for column in (elsewhere, within, alone)]
     return [Run(*row) for row in zip(*columns, strict=True)], others

@@ -8,13 +8,14 @@ from typing import Final
 import click
 import msgspec
 
-from bench.arrivals import SETTLE_S, Arrivals, check_once
+from bench.arrivals import Arrivals
 from bench.cpu import Meter
 from bench.emitting import Pace, emitting
 from bench.figures import Figure, publish
 from bench.parts import Stage, stage
 from bench.seeding import customer_ids, duties, emit_at_once, migrated, register
 from bench.serving import Serving, serving
+from bench.settling import settled
 from bench.watch import Sample, between, growth_mb, slope, watching
 
 CUSTOMERS: Final = customer_ids("c", 100)
@@ -23,7 +24,6 @@ IDLE_S: Final = 15.0
 PER_SECOND: Final = 500
 EMITTERS: Final = 4
 WARM_UP_S: Final = 30.0
-ARRIVE_S: Final = 120.0
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -74,17 +74,12 @@ def measure(minutes: float, drained: int) -> tuple[Run, float]:
 def _flat_out(on: Stage, daemon: Serving, arrivals: Arrivals, events: int) -> list[Sample]:
     with on.sql() as db, watching(on, daemon) as samples:
         since = emit_at_once(db, events, CUSTOMERS)
-        arrivals.wait_for(events, ARRIVE_S)
-        time.sleep(SETTLE_S)
-        check_once(arrivals.take(), duties(db, since))
+        settled(db, arrivals, duties(db, since))
     return samples
 
 
 def _quiet(on: Stage, daemon: Serving, arrivals: Arrivals, minutes: float) -> tuple[list[Sample], float, float]:
     load = Pace(PER_SECOND, minutes * 60 + WARM_UP_S, EMITTERS)
-    with watching(on, daemon) as samples, emitting(on, load, CUSTOMERS) as running:
-        emits = running.wait()
-        arrivals.wait_for(len(emits), ARRIVE_S)
-        time.sleep(SETTLE_S)
-    check_once(arrivals.take(), [e.duty for e in emits])
+    with on.sql() as db, watching(on, daemon) as samples, emitting(on, load, CUSTOMERS) as running:
+        settled(db, arrivals, [e.duty for e in running.wait()])
     return samples, running.start_ns / 1e9 + WARM_UP_S, running.end_ns / 1e9

@@ -11,18 +11,18 @@ from typing import Final
 import click
 import msgspec
 
-from bench.arrivals import SETTLE_S, Arrival, Arrivals, check_once
+from bench.arrivals import Arrival, Arrivals
 from bench.cpu import Meter
 from bench.emitting import Pace, emitting
 from bench.figures import Figure, Untrue, medians, publish
 from bench.parts import POLL_US, Stage, stage, wait_until
 from bench.seeding import customer_ids, duties, emit_at_once, migrated, register
 from bench.serving import Stretch, serving, stretch
+from bench.settling import settled
 from daemon.store.shards import OWN_CLASS, SHARDS, shard_of
 
 CUSTOMERS: Final = customer_ids("c", 1000)
 HOSTS: Final = 100
-ARRIVE_S: Final = 60.0
 SHARE_S: Final = 15.0
 JOIN_AT: Final = 0.25
 """Of the load's length: when the second daemon joins; and when the first one stops."""
@@ -98,9 +98,7 @@ def alone(on: Stage, events: int) -> Stretch:
     with on.sql() as db, serving(on) as daemon:
         since = emit_at_once(db, events, CUSTOMERS)
         measured = stretch(on, [daemon], arrivals, (events // 10, events * 9 // 10))
-        arrivals.wait_for(events, ARRIVE_S)
-        time.sleep(SETTLE_S)
-        check_once(arrivals.take(), duties(db, since))
+        settled(db, arrivals, duties(db, since))
     return measured
 
 
@@ -112,10 +110,7 @@ def together(on: Stage, events: int) -> tuple[Stretch, float]:
         owners = _shared(on)
         since = emit_at_once(db, events, CUSTOMERS)
         measured = stretch(on, [first, second], arrivals, (events // 10, events * 9 // 10))
-        arrivals.wait_for(events, ARRIVE_S)
-        time.sleep(SETTLE_S)
-        arrived = arrivals.take()
-        check_once(arrived, duties(db, since))
+        arrived = settled(db, arrivals, duties(db, since))
         if _shared(on) != owners:
             raise Untrue("shards changed hands meanwhile: nobody can tell who did what")
     return measured, larger_share(arrived, owners)
@@ -147,7 +142,7 @@ def join_and_leave(on: Stage, seconds: float) -> None:
     arrivals = Arrivals(on)
     arrivals.take()
     load = Pace(1000, seconds, 8)
-    with ExitStack() as elder, ExitStack() as younger:
+    with on.sql() as db, ExitStack() as elder, ExitStack() as younger:
         elder.enter_context(serving(on))
         with emitting(on, load, CUSTOMERS) as running:
             time.sleep(max(running.start_ns / 1e9 + JOIN_AT * seconds - time.monotonic(), 0))
@@ -157,9 +152,6 @@ def join_and_leave(on: Stage, seconds: float) -> None:
             elder.close()
             left_at_ns = time.monotonic_ns()
             emits = running.wait()
-        arrivals.wait_for(len(emits), ARRIVE_S)
-        time.sleep(SETTLE_S)
-    arrived = arrivals.take()
-    check_once(arrived, [e.duty for e in emits])
+        arrived = settled(db, arrivals, [e.duty for e in emits])
     if not any(a.at_ns > left_at_ns for a in arrived):
         raise Untrue("the load was over before the first daemon had left")

@@ -8,7 +8,7 @@ from typing import Final
 
 import psycopg
 
-from bench.arrivals import SETTLE_S, Arrivals, Duty, check_once
+from bench.arrivals import SETTLE_S, Arrival, Arrivals, Duty, check_once
 from bench.figures import Untrue
 from bench.parts import wait_until
 from bench.seeding import left
@@ -25,11 +25,13 @@ _LEFT: Final = """
 """
 
 
-def settled(db: psycopg.Connection, arrivals: Arrivals, wanted: Collection[Duty]) -> None:
-    """Wait for all of `wanted`, then check what arrived since the last `take`. Raises Untrue."""
+def settled(db: psycopg.Connection, arrivals: Arrivals, wanted: Collection[Duty]) -> list[Arrival]:
+    """Wait for all of `wanted`, then check what arrived since the last `take`, and return it. Raises Untrue."""
     await_end(db, arrivals, wanted)
     time.sleep(SETTLE_S if wanted else 0)
-    check_once(arrivals.take(), wanted)
+    arrived = arrivals.take()
+    check_once(arrived, wanted)
+    return arrived
 
 
 def await_end(db: psycopg.Connection, arrivals: Arrivals, wanted: Collection[Duty]) -> None:

@@ -9,16 +9,16 @@ from typing import Final
 import click
 import msgspec
 
-from bench.arrivals import SETTLE_S, Arrivals, check_once
+from bench.arrivals import Arrivals
 from bench.cpu import Meter
 from bench.figures import Figure, medians, publish
 from bench.parts import POLL_US, Stage, stage
 from bench.seeding import customer_ids, duties, emit_at_once, migrated, register
 from bench.serving import serving, stretch
+from bench.settling import settled
 
 HOSTS: Final = 100
 IDLE_S: Final = 3.0
-ARRIVE_S: Final = 60.0
 
 
 class Drained(msgspec.Struct, frozen=True):
@@ -103,7 +103,5 @@ def once(on: Stage, active: Sequence[str], events: int) -> Drained:
         idle_mb = daemon.rss_mb()
         since = emit_at_once(db, events, active)
         speed = stretch(on, [daemon], arrivals, (events // 10, events * 9 // 10)).per_second
-        arrivals.wait_for(events, ARRIVE_S)
-        time.sleep(SETTLE_S)
-        check_once(arrivals.take(), duties(db, since))
+        settled(db, arrivals, duties(db, since))
         return Drained(daemon.ready_s, idle_mb, daemon.rss_mb(), speed)

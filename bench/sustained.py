@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Final
 
 import click
 import msgspec
 
-from bench.arrivals import SETTLE_S, Arrival, Arrivals, check_once
+from bench.arrivals import Arrival, Arrivals
 from bench.cpu import Meter
 from bench.emitting import Emit, Pace, emitting, latencies_ms, percentile
 from bench.figures import Figure, publish
 from bench.parts import stage
 from bench.seeding import customer_ids, migrated, register
 from bench.serving import serving
+from bench.settling import settled
 from bench.watch import Sample, between, watching
 
 CUSTOMERS: Final = customer_ids("c", 100)
 EMITTERS: Final = 16
 WARM_UP_S: Final = 10.0
 """The load's own first seconds: connections are opened, memory grows to its size. They are checked, not measured."""
-ARRIVE_S: Final = 60.0
 PARTS: Final = 10
 
 
@@ -67,13 +66,15 @@ def measure(per_second: float, minutes: float) -> tuple[list[Part], float]:
         register(on, CUSTOMERS)
         arrivals = Arrivals(on)
         meter = Meter(postgres=on.postgres.pid, receiver=on.receiver.pid)
-        with serving(on) as daemon, watching(on, daemon) as samples, emitting(on, load, CUSTOMERS) as running:
+        with (
+            on.sql() as db,
+            serving(on) as daemon,
+            watching(on, daemon) as samples,
+            emitting(on, load, CUSTOMERS) as running,
+        ):
             emits = running.wait()
-            arrivals.wait_for(len(emits), ARRIVE_S)
-            time.sleep(SETTLE_S)
+            arrived = settled(db, arrivals, [e.duty for e in emits])
         others = meter.costs().others
-        arrived = arrivals.take()
-    check_once(arrived, [e.duty for e in emits])
     from_s, to_s = running.start_ns / 1e9 + WARM_UP_S, running.end_ns / 1e9
     length_s = (to_s - from_s) / PARTS
     ends = [(from_s + n * length_s, from_s + (n + 1) * length_s) for n in range(PARTS)]
