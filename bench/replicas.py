@@ -63,9 +63,10 @@ class Run(msgspec.Struct, frozen=True):
 
 @click.command("replicas")
 @click.option("--events", default=20_000, show_default=True, help="Drained by one daemon and by two, in each run.")
-@click.option("--seconds", default=20.0, show_default=True, help="Of 1,000/s while one daemon joins and one leaves.")
+@click.option("--seconds", default=20.0, show_default=True, help="Of a steady load: one daemon joins and one leaves.")
+@click.option("--per-second", default=1000, show_default=True, help="Events of that load.")
 @click.option("--runs", default=5, show_default=True)
-def replicas(events: int, seconds: float, runs: int) -> None:
+def replicas(events: int, seconds: float, per_second: int, runs: int) -> None:
     """Two daemons on one database: what a second one costs; joining and leaving under load causes no duplicate."""
     with stage(HOSTS, poll_us=POLL_US) as on:
         migrated(on)
@@ -73,7 +74,7 @@ def replicas(events: int, seconds: float, runs: int) -> None:
         meter = Meter(postgres=on.postgres.pid, receiver=on.receiver.pid)
         alone(on, events)  # warm-up
         results = [Run.of(alone(on, events), *together(on, events)) for _ in range(runs)]
-        join_and_leave(on, seconds)
+        join_and_leave(on, Pace(per_second, seconds, 8))
         others = meter.costs().others
     middle = medians(results)
     ratio = middle.two_cpu_us / middle.one_cpu_us
@@ -85,7 +86,7 @@ def replicas(events: int, seconds: float, runs: int) -> None:
             Figure("two replicas: the larger share of the work", 100 * middle.larger_share, "%", 60, at_most=True),
             Figure("two replicas: the larger share of their CPU", 100 * middle.larger_cpu_share, "%", 60, at_most=True),
             Figure("two replicas: deliveries a second", middle.two_per_second, "/s", floor=middle.one_per_second),
-            Figure("a replica joins, another leaves, at 1,000/s: duplicates", 0, "", 0, at_most=True),
+            Figure(f"a replica joins, another leaves, at {per_second:,}/s: duplicates", 0, "", 0, at_most=True),
         ],
         others=others,
     )
@@ -137,18 +138,17 @@ def larger_share(arrived: Sequence[Arrival], owners: dict[int, frozenset[int]]) 
     return max(done.values()) / len(arrived)
 
 
-def join_and_leave(on: Stage, seconds: float) -> None:
+def join_and_leave(on: Stage, load: Pace) -> None:
     """Under a steady load a second daemon joins, then the first one stops. Raises Untrue for a duplicate or a loss."""
     arrivals = Arrivals(on)
     arrivals.take()
-    load = Pace(1000, seconds, 8)
     with on.sql() as db, ExitStack() as elder, ExitStack() as younger:
         elder.enter_context(serving(on))
         with emitting(on, load, CUSTOMERS) as running:
-            time.sleep(max(running.start_ns / 1e9 + JOIN_AT * seconds - time.monotonic(), 0))
+            time.sleep(max(running.start_ns / 1e9 + JOIN_AT * load.seconds - time.monotonic(), 0))
             younger.enter_context(serving(on))
             _shared(on)
-            time.sleep(max(running.start_ns / 1e9 + LEAVE_AT * seconds - time.monotonic(), 0))
+            time.sleep(max(running.start_ns / 1e9 + LEAVE_AT * load.seconds - time.monotonic(), 0))
             elder.close()
             left_at_ns = time.monotonic_ns()
             emits = running.wait()

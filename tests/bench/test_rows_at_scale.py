@@ -33,7 +33,7 @@ TOO_FAST: Final = "the machine does not bear this load"
         ("hang", {"events": "800", "seconds": "1", "runs": "1"}, 1, 4),
         ("api-latency", {"events": "10000", "requests": "12", "runs": "1"}, 1, 2),
         ("flood", {"events": "6000", "singles": "2", "every": "0.1"}, 2, 4),
-        ("replicas", {"events": "1000", "seconds": "8", "runs": "1"}, 1, 5),
+        ("replicas", {"events": "1000", "seconds": "8", "per-second": "100", "runs": "1"}, 1, 5),
         ("subscriptions", {"registered": "1000", "events": "1000", "runs": "1"}, 1, 3),
         ("sustained", {"per-second": "100", "minutes": "0.2"}, 10, 4),
         ("backlog", {"deliveries": "5000", "window": "1000", "runs": "1"}, 1, 4),
