@@ -119,7 +119,9 @@ def _drain(on: Stage, db: psycopg.Connection, daemon: Serving, arrivals: Arrival
         since = emit_at_once(db, events, CUSTOMERS)
         wanted = duties(db, since)
         meter = Meter(daemon=daemon.pid, postgres=on.postgres.pid, receiver=on.receiver.pid)
-    wait_until(lambda: _successes(db) >= before + len(wanted), START_S + len(wanted) / LEAST_PER_S)
+    limit_s = START_S + len(wanted) / LEAST_PER_S
+    wait_until(lambda: arrivals.count() >= len(wanted), limit_s)  # of the receiver: a query each time would be felt
+    wait_until(lambda: _successes(db) >= before + len(wanted), START_S, every_s=0.005)
     costs = meter.costs()
     settled(db, arrivals, wanted)
     recorded = _successes(db) - before
