@@ -47,9 +47,10 @@ def create_app(services: Services) -> QuartTrio:
     routes = all_routes(services)
     for one in routes:
         app.add_url_rule(one.path, one.name, view_of(one, services), methods=[one.method])
-    _serve_document(app, openapi.document(app, routes))
+    document = openapi.document(app, routes)
+    _serve_document(app, document)
     _log_access(app)
-    site.install(app, services, routes)
+    site.install(app, services, routes, document)
     app.asgi_app = Gate(app.asgi_app)
     return app
 

@@ -14,6 +14,7 @@ from api.portal.frame import Frame, goto
 from api.portal.visit import Form, Visit
 from api.routes.deliveries import DeliveryList
 from api.routes.event_types import EventTypeList
+from api.routes.recoveries import RecoveryList
 from api.routes.secrets import RotatedSecret
 from api.routes.test_fires import TestResult
 from api.routes.webhooks import CreatedWebhook, DeletedWebhook, Webhook, WebhookList
@@ -22,6 +23,14 @@ from api.verification import EXAMPLE_PYTHON
 HOME: Final = "/portal/endpoints"
 STRIP: Final = 40
 """Attempts in the strip of an endpoint's page."""
+RECOVERIES: Final = 3
+"""Of the latest ones."""
+KINDS: Final = {
+    "failed": ("What failed", "Events that were attempted and never delivered."),
+    "missed": ("What was missed", "Events that came while the endpoint was off, or before it wanted them."),
+    "all": ("Everything", "All events that it wants, also those that were delivered."),
+}
+"""What can be recovered, and what that is. English, to be looked up."""
 NO_EVENTS: Final = Faults(422, {"events": ("no_events", "")})
 OVERLAPS_S: Final = (0, 3600, 86_400, 604_800)
 
@@ -146,6 +155,9 @@ class Endpoints:
         recent = await self._frame.ask(
             visitor, "list_deliveries", DeliveryList, query={"subscription_id": it.id, "limit": STRIP}
         )
+        recovered = await self._frame.ask(
+            visitor, "list_recoveries", RecoveryList, query={"subscription_id": it.id, "limit": RECOVERIES}
+        )
         return self._frame.page(
             visitor,
             "endpoint.html",
@@ -154,6 +166,8 @@ class Endpoints:
             recent=recent.deliveries,
             slowest_ms=max((one.duration_ms or 0 for one in recent.deliveries), default=0),
             types=await self._types(visitor),
+            recoveries=recovered.recoveries,
+            kinds=KINDS,
             fired=fired,
             faults=faults,
         )

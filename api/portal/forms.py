@@ -27,6 +27,7 @@ SENTENCES: Final = {
     "busy": "Too many slow requests are on their way. Try again soon.",
     "invalid": "This value cannot be taken.",
     "subscription_disabled": "The endpoint is disabled. Enable it first.",
+    "recovery_running": "A recovery of this endpoint is running. Wait for its end, or stop it.",
     "subscription_gone": "The endpoint of this delivery was deleted.",
     "event_gone": "The event is older than the time for which events are kept.",
     "foreign_form": "This form did not come from this site, or your session is over. Load the page anew.",

@@ -17,9 +17,9 @@ function draw() {
   const language = document.documentElement.lang === "ar" ? "ar-u-nu-latn" : navigator.language || "en";
   const zone = daily ? { timeZone: "UTC" } : {};
   const day = new Intl.DateTimeFormat(language, { day: "numeric", month: "short", ...zone });
-  const hour = new Intl.DateTimeFormat(language, { hour: "2-digit", minute: "2-digit" });
+  const hour = new Intl.DateTimeFormat(language, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
   const step = data.times[1] - data.times[0];
-  const stamp = (seconds) => (step >= 86400 || (step > 3600 && new Date(seconds * 1000).getHours() === 0) ? day : step > 3600 ? day : hour).format(seconds * 1000);
+  const stamp = (seconds) => (step > 3600 ? day : hour).format(seconds * 1000);
   const faint = colour("faint"), line = colour("line");
   const font = `12px ${getComputedStyle(document.body).fontFamily}`;
   const axis = { stroke: faint, font, grid: { show: false }, ticks: { show: false } };
@@ -33,7 +33,7 @@ function draw() {
       ...size(),
       legend: { show: false },
       cursor: { drag: { x: false, y: false }, points: { size: 7 } },
-      padding: [8, 8, 0, 0],
+      padding: [8, 20, 0, 0],
       scales: { x: { time: true, range: [data.times[0] - step / 2, data.times.at(-1) + step / 2] }, y: { range } },
       axes: [
         { ...axis, size: 28, space: 70, values: (_, ticks) => ticks.map(stamp) },
