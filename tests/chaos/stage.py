@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from tests.e2e.scene import Scene
 from tests.e2e.traffic import Emitter, Receiver, open_emitter
 from tests.support.daemon_process import DaemonProcess, Installation, until
 
-PER_SECOND: Final = 200
+PER_SECOND: Final = int(os.environ.get("CHAOS_PER_SECOND", "200"))
 QUICK_MS: Final = (1, 2, 3, 5, 8, 12, 20, 30, 50, 80)
 """Two endpoints of each: twenty that are well."""
 SLOW_MS: Final = 2000
