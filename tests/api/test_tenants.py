@@ -7,7 +7,7 @@ the sweep knows whose to use.
 from __future__ import annotations
 
 import hashlib
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -15,16 +15,24 @@ from tests.support.api import Served
 from tests.support.document import VALID, Operation, operations_of
 from tests.support.log import Row, write
 
-TABLES: Final = (
-    "subscriptions", "subscription_health", "roster", "events", "event_keys", "outbox", "deliveries", "attempts",
-    "daily_stats", "hourly_stats", "event_types", "event_type_details", "recoveries", "test_events", "portal_links",
-    "portal_sessions",
-)  # fmt: skip
-
-
 OPS_ONLY: Final = {"revoke_portal_link", "add_event_type", "change_event_type"}
 NOBODYS: Final = {"event_type": "deal.won"}
 """Parameters of paths that belong to no customer."""
+HARMLESS: Final = {
+    "customer_id", "cursor",  # tried by themselves, see `queries` and `bodies`
+    "dry_run", "enabled_only", "event_type", "events", "failed_only", "limit", "period_days", "since", "status",
+    "success_only", "until", "wait_s",
+    "description", "enabled", "endpoint_url", "event_id", "overlap_seconds", "payload",
+    "deprecated", "schema", "enforced", "example", "type",
+}  # fmt: skip
+"""Parameters of queries and fields of bodies that name no object. An `event_id` in a body is the emitter's own."""
+CHANGING: Final[dict[str, dict[str, Any]]] = {
+    "WebhookChanges": {"enabled": False, "description": "stolen", "events": ["deal.won"]},
+    "Rotation": {"overlap_seconds": 0},
+}
+"""Bodies that would leave a trace where `VALID` has one that changes nothing."""
+UNTOUCHED: Final = {"api_keys", "schema_migrations"}
+"""Tables that are not the victim's: a key's last use is noted."""
 
 
 class Acme:
@@ -63,27 +71,51 @@ class Acme:
     async def state(self) -> dict[str, str]:
         """A digest of each table."""
         found: dict[str, str] = {}
-        for table in TABLES:
+        tables = await self._api.rows(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'dealix'::regnamespace AND relkind IN ('r', 'p') "
+            "AND NOT relispartition ORDER BY 1"
+        )
+        for table in {name for (name,) in tables} - UNTOUCHED:
             rows = await self._api.rows(f"SELECT t::text FROM dealix.{table} t ORDER BY 1")
             found[table] = hashlib.sha256(repr(rows).encode()).hexdigest()
         return found
 
 
+def queries(operation: Operation, acme: Acme) -> list[dict[str, str]]:
+    """Every way to name something of acme's in the query."""
+    found: list[dict[str, str]] = [{}]
+    found += [{name: acme.ids[name]} for name in operation.parameters("query") if name in acme.ids]
+    if "customer_id" in operation.parameters("query"):
+        found += [query | {"customer_id": "acme"} for query in found]
+    if "cursor" in operation.parameters("query"):
+        found += [{"cursor": cursor} for cursor in acme.cursors.values()]
+    return found
+
+
+def bodies(operation: Operation, acme: Acme) -> list[dict[str, Any] | None]:
+    """A good body that would change something, and the same with each id of acme's that it can carry."""
+    schema = operation.body_schema
+    if schema is None:
+        return [None]
+    good = VALID[schema] | CHANGING.get(schema, {})
+    return [good, *(good | {name: acme.ids[name]} for name in operation.fields() if name in acme.ids)]
+
+
+def check_that_all_is_known(operation: Operation, acme: Acme) -> None:
+    """A new parameter or field has to be said whose it is before it is swept."""
+    unknown = set(operation.parameters("path")) - set(acme.ids) - set(NOBODYS)
+    unknown |= {*operation.parameters("query"), *operation.fields()} - set(acme.ids) - HARMLESS
+    assert not unknown, f"{operation.name}: whose are {sorted(unknown)}?"
+
+
 async def attack(api: Served, operation: Operation, acme: Acme) -> int:
     """Ask as globex for what is acme's, in every way that the operation has; how many requests that were."""
-    unknown = set(operation.parameters("path")) - set(acme.ids) - set(NOBODYS)
-    assert not unknown, f"whose {unknown}?"
+    check_that_all_is_known(operation, acme)
     url = operation.url_of(**acme.ids, **NOBODYS)
-    queries: list[dict[str, str]] = [{}]
-    queries += [{name: acme.ids[name]} for name in operation.parameters("query") if name in acme.ids]
-    if "customer_id" in operation.parameters("query"):
-        queries += [query | {"customer_id": "acme"} for query in queries]
-    if "cursor" in operation.parameters("query"):
-        queries += [{"cursor": cursor} for cursor in acme.cursors.values()]
-    body = VALID[operation.body_schema] if operation.body_schema else None
-    for query in queries:
+    asks = [(query, body) for query in queries(operation, acme) for body in bodies(operation, acme)]
+    for query, body in asks:
         answer = await api.client.request(operation.method, url, params=query, json=body, headers=api.globex.headers)
-        about = f"{operation.name} {query}: {answer.status_code} {answer.text[:200]}"
+        about = f"{operation.name} {query} {body}: {answer.status_code} {answer.text[:200]}"
         if operation.open_to_anyone:
             continue
         if operation.name in OPS_ONLY or "customer_id" in query or (body and "customer_id" in str(body)):
@@ -96,7 +128,7 @@ async def attack(api: Served, operation: Operation, acme: Acme) -> int:
             assert answer.status_code == 200, about
             for mark in acme.marks():
                 assert mark not in answer.text, about
-    return len(queries)
+    return len(asks)
 
 
 @pytest.mark.threat("N83", "N85-N86")
@@ -105,14 +137,35 @@ async def test_a_key_of_one_customer_sees_and_changes_nothing_of_another(api: Se
     await acme.make()
     before = await acme.state()
     swept: set[str] = set()
+    named: set[str] = set()
     for operation in await operations_of(api):
+        named |= {*operation.parameters("query"), *operation.fields()}
         assert await attack(api, operation, acme) > 0
         swept.add(operation.name)
         assert await acme.state() == before, operation.name
     assert {"change_webhook", "delete_webhook", "rotate_secret", "test_webhook", "retry_delivery", "get_event"} <= swept
     assert {"recover_webhook", "get_recovery", "cancel_recovery"} <= swept
+    assert named >= HARMLESS
     own = await api.acme.get(f"/deliveries/{acme.ids['attempt_id']}")
     assert own.status_code == 200  # the ids that were tried are good ones
+
+
+async def test_the_requests_of_the_sweep_do_what_they_say_with_the_owners_key(api: Served) -> None:
+    """Else a sweep without a trace would prove nothing."""
+    acme = Acme(api)
+    await acme.make()
+    of_objects = [one for one in await operations_of(api) if set(one.parameters("path")) & set(acme.ids)]
+    order = ["GET", "PATCH", "POST", "DELETE"]
+    for operation in sorted(of_objects, key=lambda one: order.index(one.method)):
+        before = await acme.state()
+        asker = api.ops if operation.name in OPS_ONLY else api.acme
+        body = bodies(operation, acme)[0]
+        url = operation.url_of(**acme.ids, **NOBODYS)
+        answer = await api.client.request(operation.method, url, json=body, headers=asker.headers)
+        about = f"{operation.name}: {answer.status_code} {answer.text[:200]}"
+        assert answer.status_code < 300 or (operation.method == "POST" and answer.status_code == 409), about
+        if operation.method in {"PATCH", "DELETE"}:
+            assert await acme.state() != before, about
 
 
 @pytest.mark.threat("N83")
