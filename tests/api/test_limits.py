@@ -180,6 +180,23 @@ async def test_n91_a_key_that_is_revoked_counts_like_any_wrong_one_from_then_on(
         assert statuses == [401] * FAILURES_OF_ONE + [429]
 
 
+async def test_n89_whatever_is_shown_as_a_key_is_looked_up_alike_however_it_begins(api: Served) -> None:
+    shown = ["x", "dlx_", "dlx_" + "w" * 43, "DLX_" + "w" * 43, "w" * 47, "dlx_" + "w" * 4000, api.keys["acme"]]
+    statuses: dict[str, int] = {}
+
+    async def one(key: str) -> None:
+        statuses[key] = (await api.with_header(f"Bearer {key}").get("/webhooks")).status_code
+
+    with trio.fail_after(LIMIT_S):
+        async with api.pool.connection(20) as conn, conn.transaction():
+            await conn.execute("LOCK TABLE dealix.api_keys IN ACCESS EXCLUSIVE MODE")
+            async with trio.open_nursery() as nursery:
+                for key in shown:
+                    nursery.start_soon(one, key)
+            assert (await api.client.get(f"{BASE}/webhooks")).status_code == 401  # what shows nothing costs nothing
+        assert statuses == dict.fromkeys(shown, 503)  # all of them waited for the same look-up
+
+
 async def test_good_keys_are_never_limited(api: Served) -> None:
     with trio.fail_after(LIMIT_S):
         for _ in range(FAILURES_OF_ONE * 2):

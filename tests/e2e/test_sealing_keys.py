@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import secrets
 import shutil
 import signal
@@ -22,6 +23,7 @@ from tests.e2e.traffic import Receiver
 from tests.support.daemon_process import ROOT, DaemonProcess, Installation, until
 
 BASE: Final = "/api/v1/ecosystem"
+OPERATIONS: Final = ROOT / "docs/operations.md"
 KEY_IDS: Final = "SELECT DISTINCT encode(substr(secret_sealed, 2, 8), 'hex') FROM dealix.subscriptions ORDER BY 1"
 STATE: Final = "SELECT id, version, updated_at, enabled FROM dealix.subscriptions ORDER BY id"
 
@@ -252,6 +254,25 @@ def test_n98_what_needs_a_key_that_a_running_daemon_has_not_is_held_unsigned_unt
     with (keyed.data_dir / "sealing.key").open("a") as file:
         file.write(base64.b64encode(strange).decode() + "\n")
     assert_signed(scene, daemon, event_id, waiting["secret"], "a")
+    assert daemon.stop() == 0
+
+
+def test_a_key_that_is_lost_costs_new_secrets_and_no_event(scene: Scene, keyed: Installation) -> None:
+    daemon = keyed.start(scene.url)
+    made = subscribe(scene, daemon, "a")
+    assert daemon.stop() == 0
+    event_id = scene.emit()
+    (keyed.data_dir / "sealing.key").unlink()
+    assert keyed.start(scene.url, ready=False).wait() == 78
+    advice = re.search(r"^    (UPDATE dealix\.subscriptions .*?;)$", OPERATIONS.read_text(), re.MULTILINE | re.DOTALL)
+    assert advice is not None
+    scene.rows(advice[1].encode())
+    daemon = keyed.start(scene.url)
+    url = f"{daemon.api}{BASE}/webhooks/{made['id']}"
+    assert httpx.get(url, headers=AUTHORIZED).json()["disabled_reason"] == "secret_unreadable"
+    fresh = httpx.post(f"{url}/rotate-secret", json={}, headers=AUTHORIZED).json()
+    assert httpx.patch(url, json={"enabled": True}, headers=AUTHORIZED).status_code == 200
+    assert_signed(scene, daemon, event_id, fresh["secret"], "a")
     assert daemon.stop() == 0
 
 
