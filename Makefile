@@ -10,7 +10,7 @@ DEV := .venv/.dev
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench fuzz chaos soak clean
+.PHONY: help run test check bench fuzz browser chaos soak clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -43,8 +43,11 @@ fuzz: export FUZZ_S ?= 1800
 fuzz: $(DEV) ## Run the fuzz tests for long: FUZZ_S seconds each
 	$(BIN)/pytest -m fuzz --timeout=0 $(ARGS)
 
+browser: $(DEV) ## Walk through all pages in Chromium, in both languages, every look; pictures in tests/out
+	BROWSER=all $(BIN)/pytest --timeout=300 tests/browser $(ARGS)
+
 clean: ## Remove what these targets made (the venv too, the demo's data not)
-	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache .hypothesis bench/out tests/chaos/out
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache .hypothesis bench/out tests/out tests/chaos/out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One venv for all: `run` fills it with what the product needs, the other targets add the tools. The stamps are older
