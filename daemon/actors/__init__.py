@@ -9,4 +9,5 @@ attempt    one request in the making                        lanes      how much 
 recorder   results → log, in batches                        intake     events that came by raw NOTIFY
 testfire   one attempt outside the queue                    janitor    partitions, retention, summary
 supervise  starts again what broke                          doorbell   how one task wakes another
+bookmark   where looks at the outbox begin
 """

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from daemon.actors.bookmark import Bookmark
 from daemon.actors.claiming import Claiming
 from daemon.actors.ownership import Ownership
-from daemon.store import outbox
 
 POLL_S: Final = 0.5
 """Without a ring: how late an event can be whose ring was lost or never sent."""
@@ -23,13 +23,14 @@ class Fanout:
     def __init__(self, claiming: Claiming, ownership: Ownership) -> None:
         self._claiming = claiming
         self._ownership = ownership
+        self._bookmark = Bookmark(ownership)
 
     async def run(self) -> None:
         """Look, and look again at once while there is work; else wait for a ring."""
         in_a_row = 0
         quick = 0
         while True:
-            if await self._claiming.batch(outbox.fan_out):
+            if await self._claiming.batch(self._bookmark.look):
                 in_a_row += 1
                 quick = QUICK_LOOKS
                 if in_a_row >= BUSY_AFTER:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from daemon.store.claims import Claimed, Room
@@ -27,9 +28,9 @@ _FAN_OUT: Final = """
                sum(cardinality(o.subscription_ids)) OVER fair AS duties
         FROM (
             SELECT p.*, row_number() OVER (PARTITION BY p.shard ORDER BY p.id) AS turn
-            FROM unnest(%(shards)s::smallint[]) AS own (shard)
+            FROM unnest(%(shards)s::smallint[], %(after)s::bigint[]) AS own (shard, after)
             CROSS JOIN LATERAL (
-                SELECT * FROM dealix.outbox o WHERE o.shard = own.shard
+                SELECT * FROM dealix.outbox o WHERE o.shard = own.shard AND o.id > own.after
                 ORDER BY o.id LIMIT %(per_shard)s FOR UPDATE SKIP LOCKED
             ) AS p
         ) AS o
@@ -68,15 +69,25 @@ _FAN_OUT: Final = """
     UNION ALL
     SELECT NULL, NULL, NULL, NULL, subscription_id, NULL, NULL, NULL, NULL FROM rostered
     UNION ALL
-    SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, count(*) FROM taken
+    SELECT NULL, NULL, NULL, NULL, NULL, shard, count(*)::smallint, NULL, max(id) FROM taken GROUP BY shard
 """
 
 
-async def fan_out(conn: Connection, shards: Iterable[int], room: Room) -> Claimed:
+async def fan_out(
+    conn: Connection, shards: Iterable[int], room: Room, after: Mapping[int, int] = MappingProxyType({})
+) -> Claimed:
     """Take a batch from the outbox of `shards`; the oldest first, the shards in turns. `seen` counts events.
 
     What finds no room, or a disabled subscription or open breaker, is held; what finds no subscription is dropped.
+    `after`: of these shards only rows behind the given id are looked at.
     """
-    bounds = {"per_shard": PER_SHARD, "max_bytes": MAX_BYTES, "max_deliveries": MAX_DELIVERIES}
-    cursor = await conn.execute(_FAN_OUT, {"shards": sorted(shards)} | bounds | room.parameters())
+    ordered = sorted(shards)
+    parameters = {
+        "shards": ordered,
+        "after": [after.get(shard, 0) for shard in ordered],
+        "per_shard": PER_SHARD,
+        "max_bytes": MAX_BYTES,
+        "max_deliveries": MAX_DELIVERIES,
+    }
+    cursor = await conn.execute(_FAN_OUT, parameters | room.parameters())
     return Claimed.of(await cursor.fetchall())
