@@ -88,7 +88,7 @@ class Stage:
 
         return until(look, within_s=within_s, what="a delivery") - since
 
-    def judge(self, emitter: Emitter, *, within_s: float = 30.0) -> oracle.Verdict:
+    def judge(self, emitter: Emitter, *, within_s: float = 90.0) -> oracle.Verdict:
         """The oracle's verdict, and that nothing of a rolled-back transaction was sent."""
         verdict = oracle.judge(self.scene, within_s=within_s)
         rolled_back = emitter.events("rolled back")
