@@ -264,6 +264,11 @@ class Roster:
         for h in health:
             if h.disabled is not None:
                 log.warning("subscription.disabled", subscription_id=h.subscription_id, reason=h.disabled)
+            elif h.level is not None:
+                failures = h.consecutive_failures
+                log.warning("endpoint.failing", subscription_id=h.subscription_id, failures=failures, percent=h.level)
+            elif h.recovered:
+                log.info("endpoint.recovered", subscription_id=h.subscription_id)
             if (actor := self._actors.get(h.subscription_id)) is not None:
                 actor.counted(h)
 

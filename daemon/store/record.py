@@ -18,8 +18,10 @@ from daemon.errors import BatchRefused
 from daemon.ids import CustomerId, SubscriptionId
 from daemon.model import AttemptRecord
 from daemon.policy.latency import BUCKETS, bucket
+from daemon.policy.operational import TYPES as OPERATIONAL
 from daemon.store.connection import Connection
 from daemon.store.outage import first_line, outage
+from daemon.store.telling import PARAMETERS, RAISED
 
 
 class _Health(msgspec.Struct, gc=False):
@@ -31,6 +33,7 @@ class _Health(msgspec.Struct, gc=False):
     tail: int
     delivered: bool
     gone: bool
+    raises: bool
     last_at: datetime
     last_status_code: int | None
     circuit: str | None
@@ -58,11 +61,16 @@ class _Hour(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """A subscription after a batch that held failures of it. `disabled` names the reason if this batch disabled it."""
+    """A subscription after a batch that held failures of it. `disabled` names the reason if this batch disabled it.
+
+    `level` is the percentage of the way there that the batch passed. `recovered`: it had an alert, and delivered.
+    """
 
     subscription_id: SubscriptionId
     consecutive_failures: int
     disabled: str | None
+    level: int | None
+    recovered: bool = False
 
 
 def fold_health(records: Sequence[AttemptRecord]) -> list[_Health]:
@@ -77,11 +85,12 @@ def fold_health(records: Sequence[AttemptRecord]) -> list[_Health]:
         h = folded.get(r.subscription_id)
         if h is None:
             h = folded[r.subscription_id] = _Health(
-                r.subscription_id, 0, 0, 0, False, False, r.created_at, None, None, 0.0, None
+                r.subscription_id, 0, 0, 0, False, False, False, r.created_at, None, None, 0.0, None
             )
         if r.success:
             h.delivered, h.tail = True, 0
         else:
+            h.raises |= r.event_type not in OPERATIONAL
             h.tail += 1
             if h.delivered:
                 h.longest = max(h.longest, h.tail)
@@ -134,7 +143,7 @@ def fold_hours(records: Sequence[AttemptRecord]) -> list[_Hour]:
 # test-fire; should they deadlock, the batch is repeated. Indexes: primary keys.
 # Results for a disabled subscription do not count: s.enabled is as the statement's snapshot saw it, and a PATCH that
 # enables holds the health row until it commits.
-_RECORD: Final = """
+_RECORD: Final = f"""
     WITH r AS (
         SELECT * FROM json_to_recordset(%(attempts)s::json) AS r (
             action text, delivery_id bigint, attempt smallint, wait_s float8, id text, created_at timestamptz,
@@ -175,10 +184,12 @@ _RECORD: Final = """
             last_status_code = h.last_status_code
         FROM json_to_recordset(%(health)s::json) AS h (
             subscription_id text, lead integer, longest integer, tail integer, delivered boolean, gone boolean,
-            last_at timestamptz, last_status_code smallint, circuit text, cooldown_s real, reopen_in_s float8)
+            raises boolean, last_at timestamptz, last_status_code smallint, circuit text, cooldown_s real,
+            reopen_in_s float8)
         JOIN dealix.subscriptions s ON s.id = h.subscription_id
         WHERE k.subscription_id = h.subscription_id
-        RETURNING k.subscription_id, k.consecutive_failures, s.enabled, h.gone
+        RETURNING k.subscription_id, k.consecutive_failures, s.enabled, h.gone, h.raises, h.lead, h.delivered,
+                  s.customer_id, s.endpoint_url
     ), disabled AS (
         UPDATE dealix.subscriptions s
         SET enabled = false, disabled_reason = CASE WHEN h.gone THEN 'gone' ELSE 'consecutive_failures' END
@@ -205,16 +216,22 @@ _RECORD: Final = """
         ON CONFLICT (customer_id, hour) DO UPDATE
         SET success = k.success + excluded.success, failed = k.failed + excluded.failed,
             latency_buckets = dealix.add_buckets(k.latency_buckets, excluded.latency_buckets)
-    )
-    SELECT 'health', h.subscription_id, h.consecutive_failures, d.disabled_reason
-    FROM health h LEFT JOIN disabled d ON d.id = h.subscription_id
+    ), {RAISED}
+    SELECT 'health', h.subscription_id, h.consecutive_failures, d.disabled_reason, a.level
+    FROM health h
+    LEFT JOIN disabled d ON d.id = h.subscription_id
+    LEFT JOIN raised a ON a.subscription_id = h.subscription_id
     WHERE h.consecutive_failures > 0 OR h.gone
     UNION ALL
-    SELECT 'late', r.id, NULL, NULL FROM r
+    SELECT 'recovered', subscription_id, NULL, NULL, NULL FROM eased
+    UNION ALL
+    SELECT 'told', NULL, NULL, NULL, sum(matched)::int FROM told HAVING count(*) > 0
+    UNION ALL
+    SELECT 'late', r.id, NULL, NULL, NULL FROM r
     WHERE r.action <> 'log'
       AND NOT EXISTS (SELECT FROM finished f WHERE f.id = r.delivery_id)
       AND NOT EXISTS (SELECT FROM rescheduled f WHERE f.id = r.delivery_id)
-"""
+"""  # noqa: S608 a constant in a constant
 
 
 async def record(conn: Connection, records: Sequence[AttemptRecord], *, disable_after: int) -> list[Health]:
@@ -229,7 +246,7 @@ async def record(conn: Connection, records: Sequence[AttemptRecord], *, disable_
         "stats": msgspec.json.encode(fold_stats(records)).decode(),
         "hours": msgspec.json.encode(fold_hours(records)).decode(),
         "disable_after": disable_after,
-    }
+    } | PARAMETERS
     try:
         cursor = await conn.execute(_RECORD, batch)
     except psycopg.Error as e:
@@ -238,10 +255,12 @@ async def record(conn: Connection, records: Sequence[AttemptRecord], *, disable_
         raise BatchRefused(first_line(e)) from e
     health: list[Health] = []
     late: set[str] = set()
-    for kind, key, failures, disabled in await cursor.fetchall():
+    for kind, key, failures, disabled, level in await cursor.fetchall():
         if kind == "health":
-            health.append(Health(key, failures, disabled))
-        else:
+            health.append(Health(key, failures, disabled, level))
+        elif kind == "recovered":
+            health.append(Health(key, 0, None, None, recovered=True))
+        elif kind == "late":
             late.add(key)
     if late:
         await _forget_interrupted(conn, [r for r in records if r.id in late])
