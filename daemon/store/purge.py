@@ -29,7 +29,9 @@ BY_CUSTOMER: Final = (
     "event_keys", "test_events", "events", "attempts", "daily_stats", "hourly_stats", "recoveries",
 )  # fmt: skip
 """Emptied of the customer's rows by their customer_id."""
-INDIRECT: Final = ("subscriptions", "subscription_health", "roster", "outbox", "deliveries", "portal_sessions")
+INDIRECT: Final = (
+    "subscriptions", "subscription_health", "endpoint_alerts", "roster", "outbox", "deliveries", "portal_sessions",
+)  # fmt: skip
 """Dealt with by name below, or by the schema."""
 
 # Partitions each by itself, also one that is detached and not dropped yet.
@@ -95,6 +97,8 @@ WHERE ctid = ANY (ARRAY(
     FOR UPDATE SKIP LOCKED))
 """
 
+_ALERTS: Final = "DELETE FROM dealix.endpoint_alerts WHERE subscription_id = %(id)s"
+
 # Deleting a subscription puts it there, for the owner of the shard to look after; there is nothing left to look after.
 _ROSTER: Final = """
 DELETE FROM dealix.roster r
@@ -137,9 +141,10 @@ class Purge:
         for subscription_id in ids:
             async with self._conn.transaction():
                 deleted = await subscriptions.delete(self._conn, subscription_id)
+                alerts = await self._conn.execute(_ALERTS, {"id": subscription_id})
                 await self._conn.execute(_ROSTER, {"id": subscription_id})
             if deleted:
-                self._counts.update(subscriptions=1, subscription_health=1)
+                self._counts.update(subscriptions=1, subscription_health=1, endpoint_alerts=alerts.rowcount)
 
     async def _settle(self, ids: list[SubscriptionId]) -> None:
         """Wait until nothing is on its way, where daemons run that could bring it to its end."""

@@ -17,7 +17,7 @@ from tests.support.log import Row, write
 
 LIMIT_S: Final = 40.0
 RING: Final = KeyRing(secrets.token_bytes(32))
-NOBODYS: Final = {"event_types", "schema_migrations"}
+NOBODYS: Final = {"event_types", "event_type_details", "schema_migrations"}
 """Tables without a customer."""
 
 
@@ -72,17 +72,17 @@ async def fill(conn: Connection, customer_id: CustomerId) -> list[SubscriptionId
         ["rec_" + secrets.token_hex(12), customer_id, made[0], customer_id],
     )
     await conn.execute("INSERT INTO dealix.test_events VALUES (%s, 'evt_x', current_date)", [customer_id])
-    if "portal_links" in await tables(conn):
-        link = "plk_" + secrets.token_hex(12)
-        await conn.execute(
-            "INSERT INTO dealix.portal_links (id, digest, customer_id, expires_at) VALUES (%s, %s, %s, now())",
-            [link, secrets.token_bytes(32), customer_id],
-        )
-        await conn.execute(
-            "INSERT INTO dealix.portal_sessions (digest, link_id, expires_at) VALUES (%s, %s, now())",
-            [secrets.token_bytes(32), link],
-        )
-        await conn.execute("INSERT INTO dealix.hourly_stats VALUES (%s, now(), 1, 2, '{1}')", [customer_id])
+    await conn.execute("INSERT INTO dealix.endpoint_alerts VALUES (%s)", [made[1]])
+    link = "plk_" + secrets.token_hex(12)
+    await conn.execute(
+        "INSERT INTO dealix.portal_links (id, digest, customer_id, expires_at) VALUES (%s, %s, %s, now())",
+        [link, secrets.token_bytes(32), customer_id],
+    )
+    await conn.execute(
+        "INSERT INTO dealix.portal_sessions (digest, link_id, expires_at) VALUES (%s, %s, now())",
+        [secrets.token_bytes(32), link],
+    )
+    await conn.execute("INSERT INTO dealix.hourly_stats VALUES (%s, now(), 1, 2, '{1}')", [customer_id])
     return made
 
 
