@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import click
@@ -20,8 +21,6 @@ from bench.serving import serving
 HEALTHY: Final = customer_ids("c", 80)
 BAD: Final = 10
 """Of each kind: with the healthy ones a hundred endpoints, each on an address of its own."""
-PER_SECOND: Final = 400
-"""To the healthy ones; with the others it is a quarter more."""
 EMITTERS: Final = 8
 ARRIVE_S: Final = 60.0
 
@@ -53,19 +52,23 @@ class Run(msgspec.Struct, frozen=True):
 @click.command("hang")
 @click.option("--events", default=20_000, show_default=True, help="To the healthy endpoints, drained in each run.")
 @click.option("--seconds", default=15.0, show_default=True, help="Of the steady load: longer than a time-out of 10 s.")
+@click.option(
+    "--per-second", default=400, show_default=True, help="Of it to the healthy; the others get a quarter more."
+)
 @click.option("--runs", default=5, show_default=True)
-def hang(events: int, seconds: float, runs: int) -> None:
+def hang(events: int, seconds: float, per_second: int, runs: int) -> None:
     """10 % of the endpoints hang, 10 % answer 500: throughput and latency of the healthy ones, beside and without."""
     with stage(len(HEALTHY) + 2 * BAD) as on:
         migrated(on)
         register(on, HEALTHY, hosts=len(HEALTHY))
         meter = Meter(postgres=on.postgres.pid, receiver=on.receiver.pid)
-        results = [once(on, number, events, seconds) for number in range(runs)]
+        load = Pace(per_second, seconds, EMITTERS)
+        results = [once(on, number, events, load) for number in range(runs)]
         others = meter.costs().others
     middle = medians(results)
     what = "10 % of endpoints hang, 10 % answer 500: healthy ones'"
     publish(
-        "the healthy endpoints: deliveries a second in a drain; emit call → arrival at 400/s",
+        "the healthy endpoints: deliveries a second in a drain; emit call → arrival at a steady load",
         results,
         [
             Figure(f"{what} p99 against without", middle.p99, "×", 1.2, 1.05, at_most=True),
@@ -77,11 +80,11 @@ def hang(events: int, seconds: float, runs: int) -> None:
     )
 
 
-def once(on: Stage, number: int, events: int, seconds: float) -> Run:
+def once(on: Stage, number: int, events: int, load: Pace) -> Run:
     """Without the bad endpoints, then with new ones, whose breakers are closed and whom no one knows."""
-    without = (drain(on, HEALTHY, events), *steady(on, HEALTHY, seconds))
+    without = (drain(on, HEALTHY, events), *steady(on, HEALTHY, load))
     _forget(on)
-    beside = (drain(on, _mixed(on, f"{number}a"), events), *steady(on, _mixed(on, f"{number}b"), seconds))
+    beside = (drain(on, _mixed(on, f"{number}a"), events), *steady(on, _mixed(on, f"{number}b"), load))
     _forget(on)
     return Run(*beside, *without)
 
@@ -111,11 +114,11 @@ def drain(on: Stage, customers: Sequence[str], events: int) -> float:
     return (len(at_s) - 2 * tenth) / (at_s[-tenth] - at_s[tenth])
 
 
-def steady(on: Stage, customers: Sequence[str], seconds: float) -> tuple[float, float]:
+def steady(on: Stage, customers: Sequence[str], load: Pace) -> tuple[float, float]:
     """A steady load: p50 and p99 of call → arrival at the healthy ones, in milliseconds."""
     arrivals = Arrivals(on)
     arrivals.take()
-    load = Pace(PER_SECOND * len(customers) / len(HEALTHY), seconds, EMITTERS)
+    load = replace(load, per_second=load.per_second * len(customers) / len(HEALTHY))
     with serving(on):
         with emitting(on, load, customers) as running:
             emits = [e for e in running.wait() if is_healthy(e.duty[1])]
