@@ -13,7 +13,7 @@ import msgspec
 
 from bench.arrivals import Arrival, Arrivals
 from bench.cpu import Meter
-from bench.emitting import Pace, emitting
+from bench.emitting import Pace, emitting, latencies_ms
 from bench.figures import Figure, Untrue, medians, publish
 from bench.parts import POLL_US, Stage, stage, wait_until
 from bench.seeding import customer_ids, duties, emit_at_once, migrated, register
@@ -74,7 +74,7 @@ def replicas(events: int, seconds: float, per_second: int, runs: int) -> None:
         meter = Meter(postgres=on.postgres.pid, receiver=on.receiver.pid)
         alone(on, events)  # warm-up
         results = [Run.of(alone(on, events), *together(on, events)) for _ in range(runs)]
-        join_and_leave(on, Pace(per_second, seconds, 8))
+        longest_ms = join_and_leave(on, Pace(per_second, seconds, 8))
         others = meter.costs().others
     middle = medians(results)
     ratio = middle.two_cpu_us / middle.one_cpu_us
@@ -86,7 +86,11 @@ def replicas(events: int, seconds: float, per_second: int, runs: int) -> None:
             Figure("two replicas: the larger share of the work", 100 * middle.larger_share, "%", 60, at_most=True),
             Figure("two replicas: the larger share of their CPU", 100 * middle.larger_cpu_share, "%", 60, at_most=True),
             Figure("two replicas: deliveries a second", middle.two_per_second, "/s", floor=middle.one_per_second),
-            Figure(f"a replica joins, another leaves, at {per_second:,}/s: duplicates", 0, "", 0, at_most=True),
+            Figure(
+                f"a replica joins, another leaves, at {per_second:,}/s, nothing twice: longest call → arrival",
+                longest_ms,
+                "ms",
+            ),
         ],
         others=others,
     )
@@ -138,8 +142,11 @@ def larger_share(arrived: Sequence[Arrival], owners: dict[int, frozenset[int]]) 
     return max(done.values()) / len(arrived)
 
 
-def join_and_leave(on: Stage, load: Pace) -> None:
-    """Under a steady load a second daemon joins, then the first one stops. Raises Untrue for a duplicate or a loss."""
+def join_and_leave(on: Stage, load: Pace) -> float:
+    """Under a steady load a second daemon joins, then the first one stops: the longest emit call → arrival, in ms.
+
+    Raises Untrue for a duplicate or a loss.
+    """
     arrivals = Arrivals(on)
     arrivals.take()
     with on.sql() as db, ExitStack() as elder, ExitStack() as younger:
@@ -155,3 +162,4 @@ def join_and_leave(on: Stage, load: Pace) -> None:
         arrived = settled(db, arrivals, [e.duty for e in emits])
     if not any(a.at_ns > left_at_ns for a in arrived):
         raise Untrue("the load was over before the first daemon had left")
+    return max(latencies_ms(emits, arrived))
