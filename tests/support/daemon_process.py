@@ -21,7 +21,7 @@ from daemon.embedded_postgres.processes import PR_SET_PDEATHSIG, members
 
 ROOT: Final = Path(__file__).parents[2]
 COMMAND: Final = (sys.executable, "-m", "daemon", "serve")
-START_S: Final = 30.0
+START_S: Final = 60.0
 END_S: Final = 35.0
 """The drain may take 25 s, and the last writes their own time."""
 COMMAND_S: Final = 60.0
