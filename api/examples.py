@@ -104,6 +104,8 @@ def example_of(schema: Json, components: Mapping[str, object], *, name: str = ""
 
 def _by_type(owner: str, schema: Json, components: Mapping[str, object], name: str, depth: int) -> object:
     kind = schema.get("type")
+    if isinstance(kind, list):
+        kind = cast("list[str]", kind)[0]
     if kind == "object":
         return _object(owner, schema, components, depth)
     if kind == "array":
@@ -144,7 +146,10 @@ def _resolved(schema: Json, components: Mapping[str, object]) -> tuple[str, Json
 
 def _takes(schema: Json, value: object) -> bool:
     """Whether a value is of one of the types that a schema allows at its own level."""
-    kinds = {kind for one in (schema, *cast("list[Json]", schema.get("anyOf", []))) if (kind := one.get("type"))}
+    kinds: set[object] = set()
+    for one in (schema, *cast("list[Json]", schema.get("anyOf", []))):
+        kind = one.get("type")
+        kinds |= set(cast("list[object]", kind)) if isinstance(kind, list) else {kind}
     if "null" in kinds and value is None:
         return True
     if isinstance(value, bool):

@@ -11,7 +11,7 @@ from quart import Response
 from api.portal.frame import Frame
 from api.portal.pages import pretty
 from api.portal.visit import Visit
-from api.routes.event_types import EventTypeList
+from api.routes.event_types import EventTypeList, EventTypeShown
 from api.verification import EXAMPLE_PYTHON
 from daemon.ids import CustomerId, EventId
 from daemon.policy import signing
@@ -36,18 +36,18 @@ class Catalogue:
             groups=groups,
             headers=listed.headers_emitted,
             signature_format=listed.signature_format,
-            examples={one.type: _envelope(one.type) for one in listed.events},
+            examples={one.type: _envelope(one) for one in listed.events},
             verification={"Python": EXAMPLE_PYTHON},
         )
 
 
-def _envelope(event_type: str) -> str:
+def _envelope(it: EventTypeShown) -> str:
     """A request's body as an event of this type has it."""
     body = signing.envelope(
         event_id=EventId("evt_0199c2d4e5f6a1b2c3d4e5f6"),
-        event_type=event_type,
+        event_type=it.type,
         customer_id=CustomerId("acme"),
-        data="{}",
+        data="{}" if it.example is None else bytes(it.example).decode(),
         created_at=_EXAMPLE_AT,
     )
     return pretty(body.decode())
