@@ -98,7 +98,8 @@ class Connection:
         self._writing = trio.Lock()
         self._reading = trio.CancelScope()
         self._protocol: Protocol | None = None
-        self._closing = False
+        self._answered_last = False
+        self._told_to_go = False
         self._due = trio.current_time() + limits.head_s
         self.waiting_since = trio.current_time()
         """Since when the head or, after it, the body of the present request is waited for."""
@@ -106,11 +107,12 @@ class Connection:
     @property
     def can_go(self) -> bool:
         """Whether it may be closed to make room: nothing of ours is under way."""
-        return not self._closing and (self._protocol is None or self._protocol.awaits_client)
+        idle = self._protocol is None or self._answered_last or self._protocol.awaits_client
+        return idle and not self._told_to_go
 
     def close(self) -> None:
         """End it now."""
-        self._closing = True
+        self._told_to_go = True
         self._expire_at(-math.inf)
 
     def close_soon(self, within_s: float) -> None:
@@ -144,9 +146,9 @@ class Connection:
 
     async def _read(self, protocol: Protocol) -> None:
         while data := await self._receive():
-            if not self._closing:
+            if not self._answered_last:  # else it is only read so that the close is no reset
                 await protocol.handle(RawData(data))
-        if self._reading.cancelled_caught and not self._closing:
+        if self._reading.cancelled_caught and not self._answered_last and not self._told_to_go:
             await protocol.refuse_slow_head()
         await protocol.handle(Closed())
 
@@ -189,7 +191,7 @@ class Connection:
             await self._protocol.handle(Closed())
 
     async def _finish(self) -> None:
-        self._closing = True
+        self._answered_last = True
         self._expire_at(trio.current_time() + self._limits.linger_s)
         async with self._writing:
             try:

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from api.connection import Limits
+from tests.e2e.figures import Tell
 from tests.support.api import BASE, Served, open_api
 from tests.support.log import Row, write
 from tests.support.wire import one_answer
@@ -79,26 +80,27 @@ async def drip(stream: trio.SocketStream, data: bytes) -> None:
             await trio.sleep(0.2)
 
 
-async def others_hardly_notice(served: Served, attack: Attack, within_s: float) -> None:
+async def others_hardly_notice(served: Served, attack: Attack, within_s: float, tell: Tell) -> None:
     """All others are answered about as fast as before, and each attacker is gone in time."""
     before = statistics.median(await answered_in(served))
     async with under_attack(served, attack) as lasted:
         meanwhile = statistics.median(await answered_in(served))
+    tell(f"median {before * 1000:.1f} ms before, {meanwhile * 1000:.1f} ms meanwhile; last gone in {max(lasted):.1f} s")
     assert len(lasted) == ATTACKERS
     assert max(lasted) < within_s + SLACK_S
     assert meanwhile < 5 * before + 0.05
 
 
 @pytest.mark.threat("N80")
-async def test_heads_that_drip_in_are_cut_at_their_deadline(strict_api: Served) -> None:
+async def test_heads_that_drip_in_are_cut_at_their_deadline(strict_api: Served, tell: Tell) -> None:
     async def attack(stream: trio.SocketStream) -> None:
         await drip(stream, b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 1000)
 
-    await others_hardly_notice(strict_api, attack, STRICT.head_s)
+    await others_hardly_notice(strict_api, attack, STRICT.head_s, tell)
 
 
 @pytest.mark.threat("N80")
-async def test_bodies_that_drip_in_are_cut_at_their_deadline(strict_api: Served) -> None:
+async def test_bodies_that_drip_in_are_cut_at_their_deadline(strict_api: Served, tell: Tell) -> None:
     head = b"POST " + BASE.encode() + b"/webhooks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     head += b"Authorization: Bearer " + strict_api.keys["globex"].encode() + b"\r\nContent-Length: 9999\r\n\r\n"
 
@@ -107,10 +109,10 @@ async def test_bodies_that_drip_in_are_cut_at_their_deadline(strict_api: Served)
         await drip(stream, b" ")
 
     # The body's own second, two for the rest of it after the answer, one to read on before the close.
-    await others_hardly_notice(strict_api, attack, 1.0 + 2.0 + STRICT.linger_s)
+    await others_hardly_notice(strict_api, attack, 1.0 + 2.0 + STRICT.linger_s, tell)
 
 
-async def test_trailers_and_chunks_that_never_end_are_cut_too(strict_api: Served) -> None:
+async def test_trailers_and_chunks_that_never_end_are_cut_too(strict_api: Served, tell: Tell) -> None:
     head = b"POST " + BASE.encode() + b"/webhooks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     head += b"Authorization: Bearer " + strict_api.keys["globex"].encode() + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -118,7 +120,7 @@ async def test_trailers_and_chunks_that_never_end_are_cut_too(strict_api: Served
         await stream.send_all(head + b"1\r\n{\r\n0\r\n")
         await drip(stream, b"X-A: b\r\n")
 
-    await others_hardly_notice(strict_api, attack, 1.0 + 2.0 + STRICT.linger_s)
+    await others_hardly_notice(strict_api, attack, 1.0 + 2.0 + STRICT.linger_s, tell)
 
 
 async def test_a_body_in_a_hundred_thousand_chunks_stops_nobody_else(strict_api: Served) -> None:
@@ -188,7 +190,21 @@ async def test_requests_whose_body_never_comes_hold_no_place_that_others_need(mi
             async def attack(stream: trio.SocketStream) -> None:
                 await stream.send_all(head + b"\r\n\r\n")
 
+            await answered_in(served, 1)  # a key in use: what others fail at this address does not concern it
             async with under_attack(served, attack, 60):
+                assert max(await answered_in(served, 30)) < SLACK_S
+
+
+async def test_connections_that_end_after_a_bad_request_hold_no_place_either(migrated_database: str) -> None:
+    with trio.fail_after(30):
+        async with open_api(migrated_database, limits=Limits(connections=20, linger_s=60)) as served:
+
+            async def attack(stream: trio.SocketStream) -> None:
+                await stream.send_all(b"no HTTP\r\n\r\n")
+                await trio.sleep(3)
+
+            async with under_attack(served, attack, 60):
+                await trio.sleep(0.3)
                 assert max(await answered_in(served, 30)) < SLACK_S
 
 
