@@ -17,6 +17,7 @@ from typing_extensions import override
 from werkzeug.routing import BaseConverter, Rule
 
 from api.errors import MEDIA_TYPE, TITLES, ProblemDocument
+from api.examples import example_of
 from api.fields import ATTEMPT_ID, EVENT_ID, EVENT_TYPE, LINK_ID, RECOVERY_ID, SUBSCRIPTION_ID
 from api.operation import Route, every_problem
 
@@ -55,6 +56,12 @@ _TAGS: Final = (
     ("portal-links", "Links that let a customer's people into the portal."),
     ("service", "The service itself."),
 )
+_PROBLEM_CODES: Final = {
+    400: "malformed_json", 401: "unauthorized", 403: "wrong_customer", 404: "not_found", 408: "request_timeout",
+    409: "subscription_disabled", 410: "subscription_gone", 413: "body_too_large", 415: "unsupported_media_type",
+    422: "invalid", 429: "rate_limited", 503: "database_unavailable",
+}  # fmt: skip
+"""One for each status, for the examples: there are more."""
 _PROBLEM_WORDS: Final = {
     400: "The body is no JSON, or a value breaks a rule that stands in the description.",
     401: "No key, or none that is valid.",
@@ -142,12 +149,14 @@ def _complete(operation: Json, chosen: Route, components: Mapping[str, object]) 
     operation["security"] = [] if chosen.who == "anyone" else [{"key": []}]
     cast("list[Json]", operation["parameters"]).extend(_query_parameters(chosen, components))
     if chosen.takes_body:
-        content = {"application/json": {"schema": _reference(chosen.body)}}
-        operation["requestBody"] = {"content": content, "required": not chosen.body_optional}
+        operation["requestBody"] = {
+            "content": {"application/json": _with_example(chosen.body, components)},
+            "required": not chosen.body_optional,
+        }
     responses: Json = {
         str(status): {
             "description": _first_line(model),
-            "content": {"application/json": {"schema": _reference(model)}},
+            "content": {"application/json": _with_example(model, components)},
         }
         for status, model in chosen.answers.items()
     }
@@ -172,13 +181,32 @@ def _query_parameters(chosen: Route, components: Mapping[str, object]) -> Iterat
 def _problem(status: int) -> Json:
     made: Json = {
         "description": _PROBLEM_WORDS.get(status, TITLES[status]),
-        "content": {MEDIA_TYPE: {"schema": _reference(ProblemDocument)}},
+        "content": {MEDIA_TYPE: {"schema": _reference(ProblemDocument), "example": _problem_example(status)}},
     }
     if status == 401:
         made["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}}}
     if status == 503:
         made["headers"] = {"Retry-After": {"schema": {"type": "integer", "minimum": 1}}}
     return made
+
+
+def _problem_example(status: int) -> Json:
+    code = _PROBLEM_CODES.get(status, "refused")
+    made: Json = {
+        "type": f"urn:dealix:problem:{code}",
+        "title": TITLES[status],
+        "status": status,
+        "detail": _PROBLEM_WORDS.get(status, TITLES[status]),
+        "code": code,
+    }
+    if status == 422:
+        made |= {"detail": "limit: is missing", "errors": [{"field": "limit", "message": "is missing"}]}
+    return made
+
+
+def _with_example(model: type[msgspec.Struct], components: Mapping[str, object]) -> Json:
+    schema = _reference(model)
+    return {"schema": schema, "example": example_of(schema, components)}
 
 
 def _reference(model: type[msgspec.Struct]) -> Json:

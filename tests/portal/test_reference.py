@@ -45,3 +45,14 @@ async def test_every_example_fits_its_schema(api: Served) -> None:
             str(e) for e in Draft202012Validator(schema | {"components": document["components"]}).iter_errors(example)
         ]
         assert errors == [], (name, example)
+
+
+async def test_the_document_has_an_example_for_each_body_and_answer(api: Served) -> None:
+    document = (await api.client.get("/openapi.json")).json()
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            bodies = [operation["requestBody"]] if "requestBody" in operation else []
+            for part in (*bodies, *operation["responses"].values()):
+                for content in part["content"].values():
+                    schema = content["schema"] | {"components": document["components"]}
+                    Draft202012Validator(schema).validate(content["example"])
