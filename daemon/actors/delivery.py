@@ -183,6 +183,11 @@ class Delivery:
         """Claims in the mailbox."""
         return len(self._mailbox)
 
+    @property
+    def window(self) -> int:
+        """Requests at a time that its endpoint gets now."""
+        return self._pace.window
+
     def room(self) -> int:
         """Claims it can take. None while held ones wait, which are older."""
         if self._backlog or self._is_shut():

@@ -87,7 +87,7 @@ class Engine:
         self._roles: dict[str, Callable[[], Awaitable[None]]] = {
             "fanout": Fanout(claiming, self.ownership).run,
             "schedule": Schedule(claiming, pool, self.ownership, self.roster).run,
-            "recovery": Recovery(claiming, self.ownership, per_subscription=delivery.per_subscription).run,
+            "recovery": Recovery(claiming, self.ownership, self.roster).run,
             "janitor": Janitor(open_janitor, retention_days=settings.retention.days).run,
             "notify queue": partial(watch_notify_queue, pool),
         }

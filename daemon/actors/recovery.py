@@ -1,7 +1,7 @@
 """Bulk replays that run beside live traffic and behind it.
 
-A recovery has a few deliveries on its way at a time, at most half of what its endpoint gets at once, and the rest stays
-in the tables where the walk finds it: nothing of it is held, so that nothing that is live ever waits behind it. It does
+A recovery has a few deliveries on its way at a time, half of the requests that its endpoint gets at once, and the rest
+stays in the tables where the walk finds it: nothing of it is held, so that nothing live ever waits behind it. It does
 not go on while live work waits in its endpoint's mailbox or for fan-out, nor while the endpoint is disabled or its
 breaker open; and a pause between two steps leaves the machine to others.
 """
@@ -15,6 +15,7 @@ import trio
 from daemon.actors.claiming import Claiming
 from daemon.actors.delivery import MAILBOX
 from daemon.actors.ownership import Ownership
+from daemon.actors.roster import Roster
 from daemon.ids import SubscriptionId
 from daemon.log import get
 from daemon.store import recovering
@@ -26,7 +27,7 @@ log = get("recovery")
 
 PAUSE_S: Final = 0.02
 """Between two steps. At four on their way these are some 200 deliveries a second for one endpoint."""
-BUSY_PAUSE_S: Final = 0.1
+BUSY_PAUSE_S: Final = 0.05
 """The same while live events come so fast that emitters were asked not to ring."""
 IDLE_S: Final = 0.5
 """Between looks where no recovery gets any further: the pause grows to this, as answers that take longer are few."""
@@ -34,12 +35,12 @@ GROWTH: Final = 1.5
 
 
 class Recovery:
-    """The recoveries of one daemon's shards. `per_subscription` is the setting: requests at a time to one endpoint."""
+    """The recoveries of one daemon's shards."""
 
-    def __init__(self, claiming: Claiming, ownership: Ownership, *, per_subscription: int) -> None:
+    def __init__(self, claiming: Claiming, ownership: Ownership, roster: Roster) -> None:
         self._claiming = claiming
         self._ownership = ownership
-        self._share = max(per_subscription // 2, 1)
+        self._roster = roster
 
     async def run(self) -> None:
         """One step after the other."""
@@ -53,10 +54,12 @@ class Recovery:
     async def _step(self, conn: Connection, shards: frozenset[int], room: Room) -> Claimed:
         """As Claiming wants it; `seen` tells whether any recovery got further."""
 
-        def spare(subscription_id: SubscriptionId) -> int:
-            return self._share - MAILBOX + room.known.get(subscription_id, room.default)
+        def spare(subscription_id: SubscriptionId, on_their_way: int) -> int:
+            share = max(self._roster.window(subscription_id) // 2, 1)
+            waiting = MAILBOX - room.known.get(subscription_id, room.default)
+            return share - max(waiting, on_their_way)
 
-        step = await recovering.step(conn, shards, share=self._share, room=spare, lease_s=room.lease_s)
+        step = await recovering.step(conn, shards, spare=spare, lease_s=room.lease_s)
         for ended in step.ended:
             _tell(ended)
         return Claimed(step.claims, [], int(step.moved))

@@ -15,6 +15,7 @@ import trio
 from daemon.actors.delivery import MAILBOX, Delivery, Tools, claims_of
 from daemon.actors.doorbell import Doorbell
 from daemon.actors.ledger import Lease, Ledger
+from daemon.actors.pace import FIRST_WINDOW
 from daemon.actors.supervise import guard, keep
 from daemon.errors import DatabaseUnavailable
 from daemon.ids import CustomerId, EventId, SubscriptionId
@@ -65,6 +66,11 @@ class Roster:
         """How many more claims each living actor has room for, where that is less than `default_room`."""
         default = self.default_room()
         return {key: room for key, actor in self._actors.items() if (room := actor.room()) < default}
+
+    def window(self, subscription_id: SubscriptionId) -> int:
+        """How many requests at a time a subscription's endpoint gets now."""
+        actor = self._actors.get(subscription_id)
+        return FIRST_WINDOW if actor is None else actor.window
 
     def default_room(self) -> int:
         """How many claims a subscription without an actor has room for."""

@@ -24,7 +24,7 @@ LIVE_FIRST: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A running recovery, locked. `share` is how many deliveries it may have on its way at this moment.
+    """A running recovery, locked. `most`: deliveries that it may have on its way as things stand; None for no limit.
 
     `wanted`: the types that the subscription wants, none for all; None where it was deleted. `open` are on their way,
     by event, with the number of the attempt that was claimed.
@@ -38,7 +38,7 @@ class Job:
     open: dict[EventId, int]
     wanted: Sequence[str] | None
     version: int | None
-    share: int
+    most: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ _NEXT: Final = """
            r.day, r.place, r.walked, r.open_events, r.open_attempts, s.events, s.version,
            CASE WHEN NOT coalesce(s.enabled, false) THEN 0
                 WHEN EXISTS (SELECT FROM dealix.outbox o WHERE o.shard = r.shard OFFSET %(live_first)s) THEN 0
-                WHEN h.circuit = 'closed' THEN %(share)s
+                WHEN h.circuit = 'closed' THEN NULL
                 WHEN h.reopen_at <= now() THEN 1
                 ELSE 0 END
     FROM dealix.recoveries r
@@ -129,21 +129,22 @@ _SAVE: Final = """
 
 
 async def step(
-    conn: Connection, shards: Iterable[int], *, share: int, room: Callable[[SubscriptionId], int], lease_s: float
+    conn: Connection, shards: Iterable[int], *, spare: Callable[[SubscriptionId, int], int], lease_s: float
 ) -> Step:
     """Let the recoveries of `shards` go on: see what has ended, and claim what may be on its way instead.
 
-    `share`: deliveries that one recovery may have on its way; `room`: how many a subscription has room for beside what
-    is live.
+    `spare`: how many more deliveries a subscription may be given, of whose recovery so many are on their way.
     """
     claims: list[Claim] = []
     ended: list[Ended] = []
     moved = False
     async with conn.transaction():
-        for job in await _next(conn, shards, share):
+        for job in await _next(conn, shards):
             closed = await _closed(conn, job) if job.open else {}
             left = {event: attempt for event, attempt in job.open.items() if event not in closed}
-            take = min(job.share - len(left), room(job.scope.subscription_id))
+            take = spare(job.scope.subscription_id, len(left))
+            if job.most is not None:
+                take = min(take, job.most - len(left))
             position = job.position
             found: list[Found] = []
             if job.wanted is not None and take > 0 and not position.walked:
@@ -156,8 +157,8 @@ async def step(
     return Step(claims, ended, moved)
 
 
-async def _next(conn: Connection, shards: Iterable[int], share: int) -> list[Job]:
-    parameters = {"shards": sorted(shards), "jobs": JOBS, "share": share, "live_first": LIVE_FIRST}
+async def _next(conn: Connection, shards: Iterable[int]) -> list[Job]:
+    parameters = {"shards": sorted(shards), "jobs": JOBS, "live_first": LIVE_FIRST}
     return [_job(row) for row in await (await conn.execute(_NEXT, parameters)).fetchall()]
 
 
@@ -172,7 +173,7 @@ def _job(row: Sequence[Any]) -> Job:
         open=dict(zip(row[11], row[12], strict=True)),
         wanted=row[13],
         version=row[14],
-        share=row[15],
+        most=row[15],
     )
 
 
