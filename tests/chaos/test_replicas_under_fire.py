@@ -245,7 +245,7 @@ def test_housekeeping_goes_on_when_the_one_that_does_it_is_killed(
         killed_at = keeper.kill()
         fleet.forget(keeper)
         fleet.launch()
-        until(lambda: fleet.stage.scene.rows(DAYS)[0][0] >= 90, within_s=60, what="partitions for 90 days")
+        until(lambda: fleet.stage.scene.rows(DAYS)[0][0] >= 90, within_s=150, what="partitions for 90 days")
         took_s = time.monotonic() - killed_at
     verdict = fleet.stage.judge(emitter)
     bound = f"interrupted: {len(verdict.interrupted)}"
