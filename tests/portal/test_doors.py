@@ -136,7 +136,7 @@ FORMS = ("switch", "rotate", "delete", "test", "edit")
         {"Origin": "https://evil.example", "Sec-Fetch-Site": "same-origin"},
     ],
 )
-async def test_a_form_of_another_site_changes_nothing(api: Served, acme: Visitor, headers: dict[str, str]) -> None:
+async def test_n92_a_form_of_another_site_changes_nothing(api: Served, acme: Visitor, headers: dict[str, str]) -> None:
     made = await api.acme.subscribe()
     await acme.see(f"/portal/endpoints/{made['id']}")
     for form in FORMS:

@@ -45,7 +45,7 @@ async def test_no_page_has_script_or_style_of_its_own(api: Served, acme: Visitor
             assert source.startswith(("/portal", "?", "/docs")) or source == "/", source
 
 
-async def test_what_customers_and_emitters_write_is_shown_as_text(api: Served, acme: Visitor) -> None:
+async def test_n68_what_customers_and_emitters_write_is_shown_as_text(api: Served, acme: Visitor) -> None:
     made = await api.acme.subscribe(f"{NOWHERE}?q=%3Cb%3E", description=PAYLOAD, events=["deal.won"])
     emitted = await api.ops.post(
         "/events/emit", {"customer_id": "acme", "event_type": "deal.won", "payload": {PAYLOAD: PAYLOAD}}
