@@ -11,7 +11,7 @@ from daemon.actors.lanes import Lanes
 from daemon.actors.ownership import Ownership
 from daemon.actors.recorder import Recorder
 from daemon.actors.roster import LEASE_S, Roster
-from daemon.store.claims import Claimed, Room
+from daemon.store.claims import NOTHING, Claimed, Room
 from daemon.store.connection import Connection
 from daemon.store.pool import Pool
 
@@ -36,19 +36,19 @@ class Claiming:
         self._lanes = lanes
         self._recorder = recorder
 
-    async def batch(self, claim: Statement) -> int:
-        """Wait for room, run `claim`, hand over what it claimed; how many rows it looked at, 0 without shards."""
+    async def batch(self, claim: Statement) -> Claimed:
+        """Wait for room, run `claim`, hand over what it claimed; nothing without shards."""
         while self._has_enough():  # noqa: ASYNC110 - counters
             await trio.sleep(LOOK_S)
         async with self._pool.connection(QUERY_S) as conn:
             shards, term = self._ownership.shards, self._ownership.term  # now: the connection may have taken seconds
             if not shards:
-                return 0
+                return NOTHING
             with self._roster.ledger.claiming(shards):
                 room = Room(self._roster.rooms(), self._roster.default_room(), LEASE_S)
                 claimed = await claim(conn, shards, room)
                 await self._roster.take(conn, claimed.claims, claimed.held, term=term)
-        return claimed.seen
+        return claimed
 
     def _has_enough(self) -> bool:
         if self._recorder.is_behind() or self._lanes.waiting() > MAX_WAITING:

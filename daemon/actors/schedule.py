@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import trio
+
 from daemon.actors.claiming import Claiming
 from daemon.actors.ownership import Ownership
 from daemon.actors.roster import Roster
@@ -16,6 +18,9 @@ from daemon.store.pool import Pool
 log = get("schedule")
 
 TICK_S: Final = 0.5
+ASIDE_S: Final = 0.1
+"""Pause after a batch of which most found no room: a million that are due together shall be laid aside, which is all
+that can be done with them, without taking the database from those that are sent."""
 QUERY_S: Final = 10.0
 
 
@@ -37,8 +42,12 @@ class Schedule:
                 await self._wake_held()
 
     async def _claim_due(self) -> None:
-        while await self._claiming.batch(queue.claim_due) >= queue.PER_SHARD:
-            pass
+        while True:
+            claimed = await self._claiming.batch(queue.claim_due)
+            if claimed.seen < queue.PER_SHARD:
+                return
+            if len(claimed.claims) < claimed.seen / 2:
+                await trio.sleep(ASIDE_S)
 
     async def _wake_held(self) -> None:
         async with self._pool.connection(QUERY_S) as conn:

@@ -1,10 +1,20 @@
-"""What the two claiming statements share: the room that there is for claims, and the shape of their answers."""
+"""What the two claiming statements share: the room that there is for claims, and the shape of their answers.
+
+The delivery path's statements leave the planner no choice of joins. Its tables swing between empty and millions of
+rows, and a plan that was made for the one meets the other: planned on an empty outbox, a batch of 1,000 out of 20,000
+rows took 108 s, since all of the table was compared with all of a list. So rows are found again by
+`ctid = ANY (ARRAY(…))`, a row's own values come from a JSON object by key, another table's row by LATERAL behind
+OFFSET 0, which stays a look-up for each row, and `IN` stands before IS TRUE, which keeps it a hash.
+tests/store/test_statements.py runs them on such plans.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from daemon.ids import SubscriptionId
 from daemon.model import Claim
@@ -19,45 +29,60 @@ class Room:
     lease_s: float
 
     def parameters(self) -> dict[str, object]:
-        """As the statements name them."""
+        """As the statements name them. Rooms are looked up in a JSON object: a join was planned as a loop in a loop."""
         return {
-            "ids": list(self.known),
-            "rooms": list(self.known.values()),
+            "rooms": msgspec.json.encode(self.known).decode(),
             "default_room": self.default,
             "lease_s": self.lease_s,
         }
+
+
+Place = tuple[int, str]
+"""Where a look at the outbox ended: shard and customer, in the order of its key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """Claims to send, subscriptions for which deliveries were held instead, and how many rows were looked at.
 
-    `last` is the highest id that was taken from the outbox, for each shard from which any was.
+    Of the outbox: `last` is the highest id that was taken of each shard from which any was. `deep` are the shards of
+    which more waits than a look takes. `resume`: there may be more behind this place.
     """
 
     claims: list[Claim]
     held: list[SubscriptionId]
     seen: int
     last: dict[int, int] = field(default_factory=dict[int, int])
+    deep: frozenset[int] = frozenset()
+    resume: Place | None = None
 
     @classmethod
     def of(cls, rows: Iterable[Sequence[Any]]) -> Claimed:
-        """From rows of nine columns: those of a Claim, or NULL but for one of three.
+        """From rows of nine columns: those of a Claim, or NULL but for one of these.
 
-        A subscription; a count in the last column; a shard, its count in place of an attempt, and its last id.
+        A subscription, fifth; a count, last; a shard, sixth, with its count in place of an attempt and its last id, or
+        alone if it is deep, or with a customer, fourth, as the place.
         """
         claims: list[Claim] = []
         held: list[SubscriptionId] = []
-        seen = 0
+        seen, resume = 0, None
         last: dict[int, int] = {}
+        deep: set[int] = set()
         for row in rows:
             if row[0] is not None:
                 claims.append(Claim(*row))
             elif row[4] is not None:
                 held.append(row[4])
-            elif row[5] is not None:
+            elif row[5] is None:
+                seen = row[8]
+            elif row[3] is not None:
+                resume = (row[5], row[3])
+            elif row[6] is None:
+                deep.add(row[5])
+            else:
                 seen += row[6]
                 last[row[5]] = row[8]
-            else:
-                seen = row[8]
-        return cls(claims, held, seen, last)
+        return cls(claims, held, seen, last, frozenset(deep), resume)
+
+
+NOTHING: Final = Claimed([], [], 0)

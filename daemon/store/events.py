@@ -120,7 +120,7 @@ async def find_between(
 
 # One statement and so one snapshot: a duty moves from outbox to deliveries to attempts, and is never seen nowhere.
 # Indexes: attempts_event of the partitions since the event's day, deliveries_duty, subscriptions' primary key. The
-# outbox has no index on the event; what waits there is one shard's share, short unless fan-out is behind. Emitters'
+# outbox has no index on the event; what waits there is one customer's share, short unless fan-out is behind. Emitters'
 # own ids are unique per customer only, hence the customer in every branch. Locks nothing.
 _DUTIES: Final = """
     WITH logged AS (
@@ -141,7 +141,8 @@ _DUTIES: Final = """
         FROM dealix.outbox o
         CROSS JOIN LATERAL unnest(o.subscription_ids) AS m (subscription_id)
         JOIN dealix.subscriptions s ON s.id = m.subscription_id AND s.customer_id = %(customer_id)s
-        WHERE o.shard = dealix.shard_of(%(customer_id)s) AND o.event_id = %(event_id)s
+        WHERE o.shard = dealix.shard_of(%(customer_id)s) AND o.customer_id IN (%(customer_id)s, '')
+          AND o.event_id = %(event_id)s
     ), named AS (
         SELECT subscription_id FROM logged
         UNION SELECT subscription_id FROM queued

@@ -1,4 +1,8 @@
-"""Fan-out: outbox rows become deliveries, those with room claimed at once, in one statement."""
+"""Fan-out: outbox rows become deliveries, those with room claimed at once, in one statement.
+
+Two ways to choose the rows: the oldest of each shard; and, of shards in which more waits than a look takes, each
+customer's oldest in turn, so that one who floods a shard delays nobody else in it.
+"""
 
 from __future__ import annotations
 
@@ -6,49 +10,45 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from daemon.store.claims import Claimed, Room
+from daemon.store.claims import Claimed, Place, Room
 from daemon.store.connection import Connection
 
 PER_SHARD: Final = 100
-"""Outbox rows taken from one shard at a time, so that one customer's flood fills its shard's share, not the batch."""
+"""Outbox rows taken from one shard at a time; of a deep one, from one customer."""
+MAX_CUSTOMERS: Final = 1000
+"""Customers looked at in one batch; with more of them waiting, the next batch goes on after the last."""
 MAX_DELIVERIES: Final = 1000
 MAX_BYTES: Final = 8 * 1024 * 1024
 """Bounds of one batch: deliveries made, and bytes of event data that have to be loaded for it."""
 
+START: Final[Place] = (-1, "")
 
-# Locks: the outbox rows taken (SKIP LOCKED: during a handover two owners overlap for a moment and take different
-# rows), the roster rows of subscriptions with held deliveries, in the order of their ids. Never a subscription's row:
-# emitters and PATCH do not wait here. Indexes: outbox primary key (one short range for each shard), subscriptions and
-# health primary keys. A row that a crash rolls back is still in the outbox; a claim whose answer is lost comes back
-# when its lease ends.
-_FAN_OUT: Final = """
-    WITH picked AS (
-        SELECT o.*, row_number() OVER fair AS place,
-               sum(o.data_bytes) OVER fair AS bytes,
-               sum(cardinality(o.subscription_ids)) OVER fair AS duties
-        FROM (
-            SELECT p.*, row_number() OVER (PARTITION BY p.shard ORDER BY p.id) AS turn
-            FROM unnest(%(shards)s::smallint[], %(after)s::bigint[]) AS own (shard, after)
-            CROSS JOIN LATERAL (
-                SELECT * FROM dealix.outbox o WHERE o.shard = own.shard AND o.id > own.after
-                ORDER BY o.id LIMIT %(per_shard)s FOR UPDATE SKIP LOCKED
-            ) AS p
-        ) AS o
-        WINDOW fair AS (ORDER BY o.turn, o.id)
+# Locks: the outbox rows taken (SKIP LOCKED: should two owners overlap, they take different rows), and no other, since
+# each lock is a write; the roster rows of subscriptions with held deliveries, in the order of their ids. Never a
+# subscription's row: emitters and PATCH do not wait here. Indexes: subscriptions and health primary keys. A row that a
+# crash rolls back is still in the outbox; a claim whose answer is lost comes back when its lease ends.
+# Rows are found again by ctid, and subscriptions by a LATERAL behind OFFSET 0: see claims.py on joins.
+_TAKE: Final = """
+    ), locked AS (
+        SELECT o.ctid AS tid FROM dealix.outbox o
+        WHERE o.ctid = ANY (ARRAY(
+            SELECT p.tid FROM picked p
+            WHERE p.place = 1 OR (p.bytes <= %(max_bytes)s AND p.total <= %(max_deliveries)s)))
+        FOR UPDATE SKIP LOCKED
     ), taken AS (
-        DELETE FROM dealix.outbox o USING picked p
-        WHERE o.shard = p.shard AND o.id = p.id
-          AND (p.place = 1 OR (p.bytes <= %(max_bytes)s AND p.duties <= %(max_deliveries)s))
+        DELETE FROM dealix.outbox o WHERE o.ctid = ANY (ARRAY(SELECT tid FROM locked))
         RETURNING o.*
     ), duties AS (
-        SELECT t.id AS outbox_id, t.shard, t.event_id, t.event_day, t.event_type, s.id AS subscription_id, s.version,
-               s.enabled AND h.circuit = 'closed'
-               AND row_number() OVER (PARTITION BY s.id ORDER BY t.id) <= coalesce(r.room, %(default_room)s) AS claim
+        SELECT t.id AS outbox_id, t.shard, t.event_id, t.event_day, t.event_type, s.id AS subscription_id,
+               s.flows AND row_number() OVER (PARTITION BY s.id ORDER BY t.id)
+                   <= coalesce((%(rooms)s::jsonb ->> s.id)::int, %(default_room)s) AS claim
         FROM taken t
         CROSS JOIN LATERAL unnest(t.subscription_ids) AS m (subscription_id)
-        JOIN dealix.subscriptions s ON s.id = m.subscription_id
-        JOIN dealix.subscription_health h ON h.subscription_id = s.id
-        LEFT JOIN unnest(%(ids)s::text[], %(rooms)s::int[]) AS r (subscription_id, room) ON r.subscription_id = s.id
+        CROSS JOIN LATERAL (
+            SELECT s.id, s.enabled AND h.circuit = 'closed' AS flows
+            FROM dealix.subscriptions s JOIN dealix.subscription_health h ON h.subscription_id = s.id
+            WHERE s.id = m.subscription_id OFFSET 0
+        ) AS s
     ), made AS (
         INSERT INTO dealix.deliveries
             (event_id, event_day, event_type, subscription_id, shard, attempt, steps, claimed, due)
@@ -64,13 +64,78 @@ _FAN_OUT: Final = """
         ON CONFLICT (subscription_id) DO UPDATE SET generation = r.generation + 1
         RETURNING subscription_id
     )
-    SELECT m.id, m.event_id, m.event_day, m.event_type, m.subscription_id, m.shard, m.attempt, m.steps, d.version
-    FROM made m JOIN duties d USING (event_id, subscription_id) WHERE m.claimed
+    SELECT m.id, m.event_id, m.event_day, m.event_type, m.subscription_id, m.shard, m.attempt, m.steps, s.version
+    FROM made m
+    CROSS JOIN LATERAL (SELECT s.version FROM dealix.subscriptions s WHERE s.id = m.subscription_id OFFSET 0) AS s
+    WHERE m.claimed
     UNION ALL
     SELECT NULL, NULL, NULL, NULL, subscription_id, NULL, NULL, NULL, NULL FROM rostered
     UNION ALL
     SELECT NULL, NULL, NULL, NULL, NULL, shard, count(*)::smallint, NULL, max(id) FROM taken GROUP BY shard
+    UNION ALL
+    SELECT NULL, NULL, NULL, NULL, NULL, shard, NULL, NULL, NULL FROM picked
+    GROUP BY shard HAVING count(*) >= %(per_shard)s
 """
+
+# Index: the primary key, one short range for each shard.
+_FAN_OUT: Final = f"""
+    WITH picked AS (
+        SELECT o.*, row_number() OVER fair AS place,
+               sum(o.data_bytes) OVER fair AS bytes,
+               sum(o.duties) OVER fair AS total
+        FROM (
+            SELECT p.*, row_number() OVER (PARTITION BY p.shard ORDER BY p.id) AS turn
+            FROM unnest(%(shards)s::smallint[], %(after)s::bigint[]) AS own (shard, after)
+            CROSS JOIN LATERAL (
+                SELECT o.ctid AS tid, o.shard, o.id, o.data_bytes, cardinality(o.subscription_ids) AS duties
+                FROM dealix.outbox o WHERE o.shard = own.shard AND o.id > own.after
+                ORDER BY o.id LIMIT %(per_shard)s
+            ) AS p
+        ) AS o
+        WINDOW fair AS (ORDER BY o.turn, o.id)
+    {_TAKE}
+"""  # noqa: S608 a constant in a constant
+
+# The walk steps from customer to customer, one short index probe each (a "loose index scan"), over shards of others
+# in one step; nothing is read of a flood but its first rows. Every customer's first row comes before anybody's second.
+# Index: outbox_customers.
+_FAN_OUT_FAIRLY: Final = f"""
+    WITH RECURSIVE walk AS (
+        (SELECT o.shard, o.customer_id, 1 AS step FROM dealix.outbox o
+         WHERE (o.shard, o.customer_id) > (%(shard)s::smallint, %(customer_id)s)
+         ORDER BY o.shard, o.customer_id LIMIT 1)
+        UNION ALL
+        SELECT following.shard, following.customer_id, w.step + 1
+        FROM walk w
+        CROSS JOIN LATERAL (
+            SELECT o.shard, o.customer_id FROM dealix.outbox o
+            WHERE (o.shard, o.customer_id)
+                  > (w.shard, CASE WHEN w.shard = ANY (%(shards)s::smallint[]) THEN w.customer_id ELSE '~' END)
+            ORDER BY o.shard, o.customer_id LIMIT 1
+        ) AS following
+        WHERE w.step < %(max_customers)s
+    ), waiting AS (
+        SELECT shard, customer_id FROM walk WHERE shard = ANY (%(shards)s::smallint[])
+    ), picked AS (
+        SELECT o.*, row_number() OVER fair AS place,
+               sum(o.data_bytes) OVER fair AS bytes,
+               sum(o.duties) OVER fair AS total
+        FROM (
+            SELECT p.*, row_number() OVER (PARTITION BY p.shard, p.customer_id ORDER BY p.id) AS turn
+            FROM waiting w
+            CROSS JOIN LATERAL (
+                SELECT o.ctid AS tid, o.shard, o.customer_id, o.id, o.data_bytes,
+                       cardinality(o.subscription_ids) AS duties
+                FROM dealix.outbox o WHERE o.shard = w.shard AND o.customer_id = w.customer_id
+                ORDER BY o.id
+                LIMIT (SELECT least(%(per_shard)s, %(max_deliveries)s / greatest(count(*), 1) + 1) FROM waiting)
+            ) AS p
+        ) AS o
+        WINDOW fair AS (ORDER BY o.turn, o.id)
+    {_TAKE}
+    UNION ALL
+    SELECT NULL, NULL, NULL, customer_id, NULL, shard, NULL, NULL, NULL FROM walk WHERE step = %(max_customers)s
+"""  # noqa: S608 a constant in a constant
 
 
 async def fan_out(
@@ -82,12 +147,25 @@ async def fan_out(
     `after`: of these shards only rows behind the given id are looked at.
     """
     ordered = sorted(shards)
-    parameters = {
-        "shards": ordered,
-        "after": [after.get(shard, 0) for shard in ordered],
+    place = {"shards": ordered, "after": [after.get(shard, 0) for shard in ordered]}
+    cursor = await conn.execute(_FAN_OUT, place | _bounds() | room.parameters())
+    return Claimed.of(await cursor.fetchall())
+
+
+async def fan_out_fairly(conn: Connection, shards: Iterable[int], room: Room, after: Place = START) -> Claimed:
+    """As `fan_out`, but from each customer of these shards in turn, each one's oldest first.
+
+    Looks at customers after the place `after`; `resume` is where the next look has to begin, None for the start.
+    """
+    place = {"shards": sorted(shards), "shard": after[0], "customer_id": after[1]}
+    cursor = await conn.execute(_FAN_OUT_FAIRLY, place | _bounds() | room.parameters())
+    return Claimed.of(await cursor.fetchall())
+
+
+def _bounds() -> dict[str, int]:
+    return {
         "per_shard": PER_SHARD,
+        "max_customers": MAX_CUSTOMERS,
         "max_bytes": MAX_BYTES,
         "max_deliveries": MAX_DELIVERIES,
     }
-    cursor = await conn.execute(_FAN_OUT, parameters | room.parameters())
-    return Claimed.of(await cursor.fetchall())

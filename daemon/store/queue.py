@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
 from datetime import date
 from typing import Final
@@ -16,7 +17,8 @@ from daemon.store.claims import Claimed, Room
 from daemon.store.connection import Connection
 
 PER_SHARD: Final = 50
-"""Due deliveries claimed from one shard at a time."""
+MAX_DUE: Final = 1000
+"""Due deliveries looked at in one statement: of one shard, and of all."""
 
 
 # Rows come here when a retry is due, a lease has ended, or somebody pulled a delivery forward.
@@ -28,46 +30,54 @@ _CLAIM_DUE: Final = """
     WITH ripe AS (
         SELECT p.* FROM unnest(%(shards)s::smallint[]) AS own (shard)
         CROSS JOIN LATERAL (
-            SELECT d.id, d.claimed AS interrupted, d.subscription_id, d.attempt FROM dealix.deliveries d
+            SELECT d.ctid AS tid, d.id, d.event_id, d.event_day, d.event_type, d.subscription_id, d.attempt,
+                   d.claimed AS interrupted
+            FROM dealix.deliveries d
             WHERE d.shard = own.shard AND d.due <= now() ORDER BY d.due LIMIT %(per_shard)s FOR UPDATE SKIP LOCKED
         ) AS p
+        LIMIT %(max_due)s
     ), judged AS (
-        SELECT ripe.*, s.customer_id, s.endpoint_url, s.version,
-               s.id IS NULL AS orphan,
-               ripe.interrupted AND ripe.attempt >= %(max_attempts)s AS worn,
-               coalesce(s.enabled AND h.circuit = 'closed', false)
-               AND row_number() OVER (PARTITION BY s.id ORDER BY ripe.id) <= coalesce(r.room, %(default_room)s) AS claim
+        SELECT ripe.*, s.customer_id, s.endpoint_url,
+               CASE WHEN s.customer_id IS NULL OR (ripe.interrupted AND ripe.attempt >= %(max_attempts)s) THEN 'drop'
+                    WHEN s.flows AND row_number() OVER (PARTITION BY ripe.subscription_id ORDER BY ripe.id)
+                         <= coalesce((%(rooms)s::jsonb ->> ripe.subscription_id)::int, %(default_room)s) THEN 'claim'
+                    ELSE 'hold' END AS lot
         FROM ripe
-        LEFT JOIN dealix.subscriptions s ON s.id = ripe.subscription_id
-        LEFT JOIN dealix.subscription_health h ON h.subscription_id = s.id
-        LEFT JOIN unnest(%(ids)s::text[], %(rooms)s::int[]) AS r (subscription_id, room) ON r.subscription_id = s.id
+        LEFT JOIN LATERAL (
+            SELECT s.customer_id, s.endpoint_url, s.enabled AND h.circuit = 'closed' AS flows
+            FROM dealix.subscriptions s JOIN dealix.subscription_health h ON h.subscription_id = s.id
+            WHERE s.id = ripe.subscription_id OFFSET 0
+        ) AS s ON true
     ), dropped AS (
-        DELETE FROM dealix.deliveries d USING judged j WHERE d.id = j.id AND (j.orphan OR j.worn)
-        RETURNING d.id, d.event_id, d.event_day, d.event_type
-    ), moved AS (
+        DELETE FROM dealix.deliveries d WHERE d.ctid = ANY (ARRAY(SELECT tid FROM judged WHERE lot = 'drop'))
+        RETURNING d.id
+    ), held AS (
+        UPDATE dealix.deliveries d SET claimed = false, due = NULL
+        WHERE d.ctid = ANY (ARRAY(SELECT tid FROM judged WHERE lot = 'hold'))
+        RETURNING d.id, d.subscription_id, d.shard
+    ), claimed AS (
         UPDATE dealix.deliveries d
-        SET attempt = d.attempt + j.claim::int, claimed = j.claim,
-            due = CASE WHEN j.claim THEN now() + %(lease_s)s * interval '1 s' END
-        FROM judged j WHERE d.id = j.id AND NOT j.orphan AND NOT j.worn
-        RETURNING d.id, d.event_id, d.event_day, d.event_type, d.subscription_id, d.shard, d.attempt, d.steps, d.claimed
+        SET attempt = d.attempt + 1, claimed = true, due = now() + %(lease_s)s * interval '1 s'
+        WHERE d.ctid = ANY (ARRAY(SELECT tid FROM judged WHERE lot = 'claim'))
+        RETURNING d.id, d.event_id, d.event_day, d.event_type, d.subscription_id, d.shard, d.attempt, d.steps
     ), interrupted AS (
         INSERT INTO dealix.attempts (id, created_at, customer_id, subscription_id, event_id, event_day, event_type,
                                      attempt, outcome, success, endpoint_url, error)
-        SELECT dealix.attempt_id(now()), now(), j.customer_id, j.subscription_id, e.event_id, e.event_day, e.event_type,
-               j.attempt, CASE WHEN j.worn THEN 'exhausted' ELSE 'interrupted' END, false, j.endpoint_url,
+        SELECT dealix.attempt_id(now()), now(), j.customer_id, j.subscription_id, j.event_id, j.event_day, j.event_type,
+               j.attempt, CASE WHEN j.lot = 'drop' THEN 'exhausted' ELSE 'interrupted' END, false, j.endpoint_url,
                'the daemon stopped before the outcome of this attempt was known'
         FROM judged j
-        JOIN (SELECT id, event_id, event_day, event_type FROM moved
-              UNION ALL SELECT id, event_id, event_day, event_type FROM dropped) AS e USING (id)
-        WHERE j.interrupted AND NOT j.orphan
+        WHERE j.interrupted AND j.customer_id IS NOT NULL
+          AND (j.id IN (SELECT id FROM dropped UNION ALL SELECT id FROM held UNION ALL SELECT id FROM claimed)) IS TRUE
     ), rostered AS (
         INSERT INTO dealix.roster AS r (subscription_id, shard)
-        SELECT DISTINCT subscription_id, shard FROM moved WHERE NOT claimed ORDER BY subscription_id
+        SELECT DISTINCT subscription_id, shard FROM held ORDER BY subscription_id
         ON CONFLICT (subscription_id) DO UPDATE SET generation = r.generation + 1
         RETURNING subscription_id
     )
-    SELECT m.id, m.event_id, m.event_day, m.event_type, m.subscription_id, m.shard, m.attempt, m.steps, j.version
-    FROM moved m JOIN judged j USING (id) WHERE m.claimed
+    SELECT c.id, c.event_id, c.event_day, c.event_type, c.subscription_id, c.shard, c.attempt, c.steps, s.version
+    FROM claimed c
+    CROSS JOIN LATERAL (SELECT s.version FROM dealix.subscriptions s WHERE s.id = c.subscription_id OFFSET 0) AS s
     UNION ALL
     SELECT NULL, NULL, NULL, NULL, subscription_id, NULL, NULL, NULL, NULL FROM rostered
     UNION ALL
@@ -77,22 +87,23 @@ _CLAIM_DUE: Final = """
 
 async def claim_due(conn: Connection, shards: Iterable[int], room: Room) -> Claimed:
     """Claim what is due in `shards`, up to `PER_SHARD` of each; hold what cannot go now. `seen` counts what was due."""
-    bounds = {"per_shard": PER_SHARD, "max_attempts": MAX_ATTEMPTS}
-    cursor = await conn.execute(_CLAIM_DUE, {"shards": sorted(shards)} | bounds | room.parameters())
+    bounds = {"per_shard": PER_SHARD, "max_due": MAX_DUE, "max_attempts": MAX_ATTEMPTS}
+    turns = sorted(shards, key=lambda _: random.random())  # noqa: S311 - where more is due than MAX_DUE, all get their turn
+    cursor = await conn.execute(_CLAIM_DUE, {"shards": turns} | bounds | room.parameters())
     return Claimed.of(await cursor.fetchall())
 
 
 # Locks the rows claimed. Index: deliveries_held, the subscription's oldest. Called by the owner's actor alone.
 _CLAIM_HELD: Final = """
     WITH oldest AS (
-        SELECT d.id FROM dealix.deliveries d
+        SELECT d.ctid AS tid FROM dealix.deliveries d
         WHERE d.subscription_id = %(subscription_id)s AND d.due IS NULL
         ORDER BY d.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
     )
     UPDATE dealix.deliveries d
     SET attempt = d.attempt + 1, claimed = true, due = now() + %(lease_s)s * interval '1 s'
-    FROM oldest, dealix.subscriptions s
-    WHERE d.id = oldest.id AND s.id = d.subscription_id AND s.enabled
+    FROM dealix.subscriptions s
+    WHERE d.ctid = ANY (ARRAY(SELECT tid FROM oldest)) AND s.id = %(subscription_id)s AND s.enabled
     RETURNING d.id, d.event_id, d.event_day, d.event_type, d.subscription_id, d.shard, d.attempt, d.steps, s.version
 """
 _GENERATION: Final = "SELECT generation FROM dealix.roster WHERE subscription_id = %(subscription_id)s"
@@ -156,10 +167,11 @@ async def purge_held(conn: Connection, subscription_id: SubscriptionId) -> int:
 _GIVE_BACK: Final = """
     WITH given AS (
         UPDATE dealix.deliveries d
-        SET attempt = d.attempt - 1, claimed = false, due = CASE WHEN g.hold THEN NULL ELSE now() END
-        FROM unnest(%(ids)s::bigint[], %(attempts)s::smallint[], %(holds)s::boolean[]) AS g (id, attempt, hold)
-        WHERE d.id = g.id AND d.attempt = g.attempt AND d.claimed
-        RETURNING d.subscription_id, d.shard, g.hold
+        SET attempt = d.attempt - 1, claimed = false,
+            due = CASE WHEN (d.id IN (SELECT unnest(%(held)s::bigint[]))) IS TRUE THEN NULL ELSE now() END
+        WHERE d.id = ANY (%(ids)s::bigint[]) AND d.claimed
+          AND ((d.id, d.attempt) IN (SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::smallint[]))) IS TRUE
+        RETURNING d.subscription_id, d.shard, d.due IS NULL AS hold
     )
     INSERT INTO dealix.roster AS r (subscription_id, shard)
     SELECT DISTINCT subscription_id, shard FROM given WHERE hold ORDER BY subscription_id
@@ -174,15 +186,15 @@ async def give_back(conn: Connection, claims: Sequence[tuple[Claim, bool]]) -> N
         {
             "ids": [c.delivery_id for c, _ in claims],
             "attempts": [c.attempt for c, _ in claims],
-            "holds": [hold for _, hold in claims],
+            "held": [c.delivery_id for c, hold in claims if hold],
         },
     )
 
 
 _EXTEND: Final = """
     UPDATE dealix.deliveries d SET due = now() + %(lease_s)s * interval '1 s'
-    FROM unnest(%(ids)s::bigint[], %(attempts)s::smallint[]) AS own (id, attempt)
-    WHERE d.id = own.id AND d.attempt = own.attempt AND d.claimed
+    WHERE d.id = ANY (%(ids)s::bigint[]) AND d.claimed
+      AND ((d.id, d.attempt) IN (SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::smallint[]))) IS TRUE
 """
 
 
@@ -197,9 +209,10 @@ async def extend_leases(conn: Connection, own: Sequence[tuple[DeliveryId, int]],
 # The day's partition by its own name: a prepared plan over the parent would lock all of them at each execution.
 _EVENTS: Final = sql.SQL("""
     SELECT e.id, e.type, e.customer_id, e.created_at, e.data
-    FROM {partition} e
-    JOIN unnest(%(customers)s::text[], %(ids)s::text[]) AS wanted (customer_id, id)
-      ON e.customer_id = wanted.customer_id AND e.id = wanted.id
+    FROM unnest(%(customers)s::text[], %(ids)s::text[]) AS wanted (customer_id, id)
+    CROSS JOIN LATERAL (
+        SELECT * FROM {partition} e WHERE e.customer_id = wanted.customer_id AND e.id = wanted.id OFFSET 0
+    ) AS e
 """)
 
 

@@ -123,7 +123,8 @@ _EMITTED: Final = """
               WHERE d.event_id = l.id AND d.subscription_id = %(subscription_id)s)
           AND NOT EXISTS (
               SELECT FROM dealix.outbox o
-              WHERE o.shard = dealix.shard_of(%(customer_id)s) AND o.event_id = l.id
+              WHERE o.shard = dealix.shard_of(%(customer_id)s) AND o.customer_id IN (%(customer_id)s, '')
+                AND o.event_id = l.id
                 AND %(subscription_id)s = ANY (o.subscription_ids))
           AND NOT EXISTS (
               SELECT FROM dealix.test_events t WHERE t.customer_id = %(customer_id)s AND t.event_id = l.id)

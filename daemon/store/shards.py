@@ -160,7 +160,7 @@ async def _unlock(conn: Connection, lock_class: int, shards: Iterable[int]) -> N
 _CHANGED: Final = """
     SELECT known.id
     FROM unnest(%(ids)s::text[], %(versions)s::bigint[]) AS known (id, version)
-    LEFT JOIN dealix.subscriptions s ON s.id = known.id
+    LEFT JOIN LATERAL (SELECT s.version FROM dealix.subscriptions s WHERE s.id = known.id OFFSET 0) AS s ON true
     WHERE s.version IS DISTINCT FROM known.version
 """
 
@@ -177,9 +177,7 @@ _RECOVER: Final = """
     UPDATE dealix.deliveries d SET due = now()
     WHERE d.shard = ANY (%(shards)s::smallint[]) AND d.claimed
       AND d.due BETWEEN now() AND now() + %(lease_s)s * interval '1 s'
-      AND NOT EXISTS (
-          SELECT FROM unnest(%(ids)s::bigint[], %(attempts)s::smallint[]) AS own (id, attempt)
-          WHERE own.id = d.id AND own.attempt = d.attempt)
+      AND ((d.id, d.attempt) IN (SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::smallint[]))) IS NOT TRUE
 """
 
 

@@ -82,8 +82,9 @@ def test_every_statement_is_understood(session: psycopg.Connection) -> None:
 
 HOT_STATEMENTS: Final[dict[str, set[str]]] = {
     "outbox._FAN_OUT": {"outbox_pkey", "subscriptions_pkey", "subscription_health_pkey"},
-    "queue._CLAIM_DUE": {"deliveries_due", "deliveries_pkey", "subscriptions_pkey"},
-    "queue._CLAIM_HELD": {"deliveries_held", "deliveries_pkey", "subscriptions_pkey"},
+    "outbox._FAN_OUT_FAIRLY": {"outbox_customers", "subscriptions_pkey", "subscription_health_pkey"},
+    "queue._CLAIM_DUE": {"deliveries_due", "subscriptions_pkey", "subscription_health_pkey"},
+    "queue._CLAIM_HELD": {"deliveries_held", "subscriptions_pkey"},
     "queue._STRIKE": {"roster_pkey", "deliveries_held"},
     "queue._WAKING": {"subscriptions_pkey", "subscription_health_pkey"},
     "queue._PURGE": {"deliveries_held", "deliveries_pkey"},
