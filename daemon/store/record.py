@@ -151,14 +151,16 @@ _RECORD: Final = f"""
             success boolean, endpoint_url text, status_code smallint, error text, duration_ms integer, signature text,
             webhook_signature text, response_headers text, response_body text, response_truncated boolean)
     ), finished AS (
-        DELETE FROM dealix.deliveries d USING r
-        WHERE r.action = 'finish' AND d.id = r.delivery_id AND d.attempt = r.attempt AND d.claimed
+        DELETE FROM dealix.deliveries d
+        WHERE d.id = ANY (ARRAY(SELECT r.delivery_id FROM r WHERE r.action = 'finish')) AND d.claimed
+          AND ((d.id, d.attempt) IN (SELECT r.delivery_id, r.attempt FROM r WHERE r.action = 'finish')) IS TRUE
         RETURNING d.id
     ), rescheduled AS (
         UPDATE dealix.deliveries d
-        SET claimed = false, steps = d.steps + 1, due = now() + r.wait_s * interval '1 s'
-        FROM r
-        WHERE r.action = 'retry' AND d.id = r.delivery_id AND d.attempt = r.attempt AND d.claimed
+        SET claimed = false, steps = d.steps + 1,
+            due = now() + (%(waits)s::jsonb ->> d.id::text)::float8 * interval '1 s'
+        WHERE d.id = ANY (ARRAY(SELECT r.delivery_id FROM r WHERE r.action = 'retry')) AND d.claimed
+          AND ((d.id, d.attempt) IN (SELECT r.delivery_id, r.attempt FROM r WHERE r.action = 'retry')) IS TRUE
         RETURNING d.id
     ), logged AS (
         INSERT INTO dealix.attempts (id, created_at, customer_id, subscription_id, event_id, event_day, event_type,
@@ -170,32 +172,44 @@ _RECORD: Final = f"""
         FROM r
     ), health AS (
         UPDATE dealix.subscription_health k
-        SET consecutive_failures = CASE
-                WHEN NOT s.enabled THEN k.consecutive_failures
-                WHEN h.lead > 0 AND k.consecutive_failures + h.lead >= %(disable_after)s
-                    OR h.longest >= %(disable_after)s THEN %(disable_after)s
-                WHEN h.delivered THEN h.tail
-                ELSE k.consecutive_failures + h.lead END,
-            circuit = CASE WHEN s.enabled AND h.circuit IS NOT NULL THEN h.circuit ELSE k.circuit END,
-            cooldown_s = CASE WHEN s.enabled AND h.circuit IS NOT NULL THEN h.cooldown_s ELSE k.cooldown_s END,
-            reopen_at = CASE WHEN s.enabled AND h.circuit IS NOT NULL THEN now() + h.reopen_in_s * interval '1 s'
-                             ELSE k.reopen_at END,
-            last_delivery_at = h.last_at,
-            last_status_code = h.last_status_code
-        FROM json_to_recordset(%(health)s::json) AS h (
-            subscription_id text, lead integer, longest integer, tail integer, delivered boolean, gone boolean,
-            raises boolean, last_at timestamptz, last_status_code smallint, circuit text, cooldown_s real,
-            reopen_in_s float8)
-        JOIN dealix.subscriptions s ON s.id = h.subscription_id
-        WHERE k.subscription_id = h.subscription_id
-        RETURNING k.subscription_id, k.consecutive_failures, s.enabled, h.gone, h.raises, h.lead, h.delivered,
-                  s.customer_id, s.endpoint_url
+        SET (consecutive_failures, circuit, cooldown_s, reopen_at, last_delivery_at, last_status_code) = (
+            SELECT CASE
+                       WHEN NOT s.enabled THEN k.consecutive_failures
+                       WHEN h.lead > 0 AND k.consecutive_failures + h.lead >= %(disable_after)s
+                           OR h.longest >= %(disable_after)s THEN %(disable_after)s
+                       WHEN h.delivered THEN h.tail
+                       ELSE k.consecutive_failures + h.lead END,
+                   CASE WHEN s.enabled AND h.circuit IS NOT NULL THEN h.circuit ELSE k.circuit END,
+                   CASE WHEN s.enabled AND h.circuit IS NOT NULL THEN h.cooldown_s ELSE k.cooldown_s END,
+                   CASE WHEN s.enabled AND h.circuit IS NOT NULL THEN now() + h.reopen_in_s * interval '1 s'
+                        ELSE k.reopen_at END,
+                   h.last_at, h.last_status_code
+            FROM jsonb_to_record(%(health)s::jsonb -> k.subscription_id) AS h (
+                lead integer, longest integer, tail integer, delivered boolean, last_at timestamptz,
+                last_status_code smallint, circuit text, cooldown_s real, reopen_in_s float8)
+            CROSS JOIN (SELECT s.enabled FROM dealix.subscriptions s WHERE s.id = k.subscription_id) AS s)
+        WHERE k.subscription_id = ANY (ARRAY(SELECT jsonb_object_keys(%(health)s::jsonb)))
+          AND (EXISTS (SELECT FROM dealix.subscriptions s WHERE s.id = k.subscription_id)) IS TRUE
+        RETURNING k.subscription_id, k.consecutive_failures
+    ), judged AS (
+        SELECT k.subscription_id, k.consecutive_failures, h.gone, h.raises, h.lead, h.delivered,
+               s.enabled, s.customer_id, s.endpoint_url
+        FROM health k
+        CROSS JOIN LATERAL jsonb_to_record(%(health)s::jsonb -> k.subscription_id) AS h (
+            gone boolean, raises boolean, lead integer, delivered boolean)
+        CROSS JOIN LATERAL (
+            SELECT s.enabled, s.customer_id, s.endpoint_url FROM dealix.subscriptions s
+            WHERE s.id = k.subscription_id OFFSET 0
+        ) AS s
+        WHERE k.consecutive_failures > 0 OR h.gone OR h.delivered
     ), disabled AS (
         UPDATE dealix.subscriptions s
-        SET enabled = false, disabled_reason = CASE WHEN h.gone THEN 'gone' ELSE 'consecutive_failures' END
-        FROM health h
-        WHERE s.id = h.subscription_id AND s.enabled AND h.enabled
-          AND (h.gone OR h.consecutive_failures >= %(disable_after)s)
+        SET enabled = false,
+            disabled_reason = CASE WHEN (%(health)s::jsonb -> s.id ->> 'gone')::boolean THEN 'gone'
+                                   ELSE 'consecutive_failures' END
+        WHERE s.enabled AND s.id = ANY (ARRAY(
+            SELECT j.subscription_id FROM judged j
+            WHERE j.enabled AND (j.gone OR j.consecutive_failures >= %(disable_after)s)))
         RETURNING s.id, s.disabled_reason
     ), counted AS (
         INSERT INTO dealix.daily_stats AS k
@@ -218,7 +232,7 @@ _RECORD: Final = f"""
             latency_buckets = dealix.add_buckets(k.latency_buckets, excluded.latency_buckets)
     ), {RAISED}
     SELECT 'health', h.subscription_id, h.consecutive_failures, d.disabled_reason, a.level
-    FROM health h
+    FROM judged h
     LEFT JOIN disabled d ON d.id = h.subscription_id
     LEFT JOIN raised a ON a.subscription_id = h.subscription_id
     WHERE h.consecutive_failures > 0 OR h.gone
@@ -229,8 +243,7 @@ _RECORD: Final = f"""
     UNION ALL
     SELECT 'late', r.id, NULL, NULL, NULL FROM r
     WHERE r.action <> 'log'
-      AND NOT EXISTS (SELECT FROM finished f WHERE f.id = r.delivery_id)
-      AND NOT EXISTS (SELECT FROM rescheduled f WHERE f.id = r.delivery_id)
+      AND r.delivery_id NOT IN (SELECT id FROM finished UNION ALL SELECT id FROM rescheduled)
 """  # noqa: S608 a constant in a constant
 
 
@@ -242,7 +255,8 @@ async def record(conn: Connection, records: Sequence[AttemptRecord], *, disable_
     """
     batch = {
         "attempts": msgspec.json.encode(records).decode(),
-        "health": msgspec.json.encode(fold_health(records)).decode(),
+        "health": msgspec.json.encode({h.subscription_id: h for h in fold_health(records)}).decode(),
+        "waits": msgspec.json.encode({r.delivery_id: r.wait_s for r in records if r.action == "retry"}).decode(),
         "stats": msgspec.json.encode(fold_stats(records)).decode(),
         "hours": msgspec.json.encode(fold_hours(records)).decode(),
         "disable_after": disable_after,

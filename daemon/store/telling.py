@@ -1,6 +1,6 @@
 """What a batch of results has to tell customers about their endpoints: that part of the recorder's statement.
 
-It builds on `r` (the results), `finished`, `health` and `disabled` there. It has rows only where something failed, or
+It builds on `r` (the results), `finished`, `judged` and `disabled` there. It has rows only where something failed, or
 where an endpoint with an alert delivered; else it costs a look into a nearly empty table.
 """
 
@@ -25,8 +25,8 @@ RAISED: Final = """
                      AND level * %(disable_after)s
                          > 100 * (CASE WHEN h.delivered THEN 0 ELSE h.consecutive_failures - h.lead END)
                ) END AS level
-        FROM health h LEFT JOIN disabled d ON d.id = h.subscription_id
-        WHERE h.raises AND h.enabled
+        FROM judged h LEFT JOIN disabled d ON d.id = h.subscription_id
+        WHERE h.raises AND h.enabled AND (h.gone OR h.consecutive_failures > 0)
     ), alerted AS (
         INSERT INTO dealix.endpoint_alerts (subscription_id)
         SELECT subscription_id FROM raised WHERE level IS NOT NULL OR disabled_reason IS NOT NULL
@@ -34,7 +34,7 @@ RAISED: Final = """
         ON CONFLICT (subscription_id) DO NOTHING
     ), eased AS (
         DELETE FROM dealix.endpoint_alerts a
-        USING health h
+        USING judged h
         WHERE a.subscription_id = h.subscription_id AND h.enabled AND h.delivered AND h.consecutive_failures = 0
         RETURNING a.subscription_id, h.customer_id, h.endpoint_url
     ), news AS (
@@ -53,8 +53,9 @@ RAISED: Final = """
         SELECT r.customer_id, r.subscription_id, r.endpoint_url, 'delivery.exhausted',
                json_build_object('event_id', r.event_id, 'event_type', r.event_type, 'attempt', r.attempt,
                                  'status_code', r.status_code)
-        FROM r JOIN finished f ON f.id = r.delivery_id
+        FROM r
         WHERE r.outcome = 'exhausted' AND r.event_type <> ALL (%(operational)s::text[])
+          AND (r.delivery_id IN (SELECT f.id FROM finished f)) IS TRUE
     ), told AS (
         SELECT dealix.tell(n.customer_id, n.subscription_id, n.type, (jsonb_build_object(
                    'subscription_id', n.subscription_id,
