@@ -238,13 +238,14 @@ def environ_of(installation: Installation, url: str) -> Mapping[str, str]:
 def test_housekeeping_goes_on_when_the_one_that_does_it_is_killed(
     migrated_database: str, installation: Installation, receiver: Receiver, tmp_path: Path, enter: Enter
 ) -> None:
-    fleet = fleet_on(migrated_database, installation, receiver, tmp_path, number=1, sick=False)
-    (keeper,) = fleet.sessions.values()
+    fleet = Fleet(Stage.on(migrated_database, installation, receiver, tmp_path))
+    keeper = fleet.launch()
+    until(lambda: fleet.stage.scene.sessions("dealix janitor"), within_s=20, what="a keeper of the house")
+    killed_at = keeper.kill()
+    assert fleet.stage.scene.rows(DAYS)[0][0] < 90, "the house was kept already: the test shows nothing"
+    fleet.forget(keeper)
+    fleet.stage.invite(fleet.launch(), sick=False)
     with fleet.stage.load(100) as emitter:
-        until(lambda: fleet.stage.scene.sessions("dealix janitor"), within_s=20, what="a keeper of the house")
-        killed_at = keeper.kill()
-        fleet.forget(keeper)
-        fleet.launch()
         until(lambda: fleet.stage.scene.rows(DAYS)[0][0] >= 90, within_s=150, what="partitions for 90 days")
         took_s = time.monotonic() - killed_at
     verdict = fleet.stage.judge(emitter)
