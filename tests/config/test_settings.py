@@ -123,7 +123,7 @@ def test_an_empty_credential_is_as_good_as_none(tmp_path: Path) -> None:
 def test_a_sealing_key_that_is_empty_is_a_fault_wherever_it_stands(tmp_path: Path) -> None:
     (tmp_path / "sealing_key").write_text("\n")
     for environ in ({"CREDENTIALS_DIRECTORY": str(tmp_path)}, {"DEALIX_SEALING_KEY": ""}, {"DEALIX_SEALING_KEY": " "}):
-        with pytest.raises(ConfigError, match="sealing_key .*should be the base64 text of 32 bytes"):
+        with pytest.raises(ConfigError, match=r"sealing_key .*should be the base64 text of 32 bytes"):
             load(None, environ)
 
 
