@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 import httpx
@@ -16,7 +17,7 @@ from tests.support.daemon_process import DaemonProcess, Installation, until
 BASE: Final = "/api/v1/ecosystem"
 TABLES: Final = (
     "SELECT relname FROM pg_class WHERE relnamespace = 'dealix'::regnamespace AND relkind IN ('r', 'p') "
-    "AND NOT relispartition AND relname NOT IN ('schema_migrations', 'event_types', 'ledger') ORDER BY 1"
+    "AND NOT relispartition AND relname NOT IN ('schema_migrations', 'event_types', 'event_type_details', 'ledger')"
 )
 
 
@@ -27,8 +28,16 @@ def scene(migrated_database: str, receiver: Receiver) -> Scene:
     return made
 
 
-def ask(daemon: DaemonProcess, key: str) -> int:
-    return httpx.get(f"{daemon.api}{BASE}/webhooks", headers={"Authorization": f"Bearer {key}"}).status_code
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    """One for all requests: making one costs more than a daemon's answer."""
+    with httpx.Client(trust_env=False, timeout=20) as made:
+        yield made
+
+
+def ask(client: httpx.Client, daemon: DaemonProcess, key: str, **query: str) -> int:
+    headers = {"Authorization": f"Bearer {key}"}
+    return client.get(f"{daemon.api}{BASE}/webhooks", headers=headers, params=query).status_code
 
 
 def tables_with(scene: Scene, *marks: str) -> set[str]:
@@ -38,27 +47,28 @@ def tables_with(scene: Scene, *marks: str) -> set[str]:
     return {name for (name,) in scene.rows(" UNION ALL ".join(looks).encode(), {"mark": "|".join(marks)})}
 
 
-def test_n88_a_revoked_key_gets_no_further_request_in_on_any_replica(scene: Scene, installation: Installation) -> None:
+def test_n88_a_revoked_key_gets_no_further_request_in_on_any_replica(
+    scene: Scene, installation: Installation, client: httpx.Client
+) -> None:
     daemons = [installation.start(scene.url) for _ in range(2)]
     key = installation.run("keys", "create", "--customer", "acme", database_url=scene.url).out.strip()
     short = installation.run("keys", "create", "--ops", "--expires-in-days", "1", database_url=scene.url).out.strip()
     for daemon in daemons * 3:
-        assert ask(daemon, key) == 200
+        assert ask(client, daemon, key) == 200
     (key_id,) = scene.rows("SELECT id FROM dealix.api_keys WHERE customer_id = 'acme'")[0]
     used = "SELECT last_used_at > now() - interval '1 minute' FROM dealix.api_keys WHERE id = %s"
     assert scene.rows(used, [key_id]) == [(True,)]
     assert installation.run("keys", "revoke", key_id, database_url=scene.url).code == 0
-    assert [ask(daemon, key) for daemon in daemons] == [401, 401]  # the very next one, on each
+    assert [ask(client, daemon, key) for daemon in daemons] == [401, 401]  # the very next one, on each
 
-    assert [httpx.get(f"{d.api}{BASE}/webhooks?customer_id=a", headers={"Authorization": f"Bearer {short}"}).status_code
-            for d in daemons] == [200, 200]  # fmt: skip
+    assert [ask(client, daemon, short, customer_id="a") for daemon in daemons] == [200, 200]
     scene.rows("UPDATE dealix.api_keys SET expires_at = now() WHERE expires_at IS NOT NULL")
-    assert [ask(daemon, short) for daemon in daemons] == [401, 401]
+    assert [ask(client, daemon, short) for daemon in daemons] == [401, 401]
     assert [daemon.stop() for daemon in daemons] == [0, 0]
 
 
 def test_a_customer_is_purged_under_traffic_and_what_is_on_its_way_ends_quietly(
-    scene: Scene, installation: Installation
+    scene: Scene, installation: Installation, client: httpx.Client
 ) -> None:
     daemons = [installation.start(scene.url) for _ in range(2)]
     slow = scene.subscribe(daemons[0], "acme", delay_ms=1500)
@@ -90,11 +100,9 @@ def test_a_customer_is_purged_under_traffic_and_what_is_on_its_way_ends_quietly(
     time.sleep(2)
     assert len(scene.receiver.receipts(slow.name)) + len(scene.receiver.receipts(dead.name)) == sent
     assert len(scene.receiver.receipts(other.name)) == 41
-    assert [ask(daemon, key) for daemon in daemons] == [401, 401]
+    assert [ask(client, daemon, key) for daemon in daemons] == [401, 401]
     until(lambda: scene.rows("SELECT count(*) FROM dealix.deliveries") == [(0,)], within_s=5, what="no duty is left")
     assert tables_with(scene, "acme", slow.id, dead.id) == set()
-    again = installation.run("customers", "purge", "acme", "--yes", "--json", database_url=scene.url)
-    assert json.loads(again.out)["rows"] == {}
     assert [daemon.stop() for daemon in daemons] == [0, 0]
     assert took_s < 40
 

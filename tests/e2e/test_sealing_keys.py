@@ -132,10 +132,6 @@ def test_a_rotation_that_is_killed_goes_on_where_it_stopped_and_a_start_between_
     refused = keyed.run("secrets", "drop", old, database_url=scene.url)
     assert refused.code == 1
     assert f"{old} (needed by 1 subscriptions)" in refused.err
-    assert "a key that seals" not in keyed.run("secrets", "drop", new, database_url=scene.url).out
-    listed = keyed.run("secrets", "list", database_url=scene.url)
-    assert [line.split()[:3] for line in listed.out.splitlines()[1:]] == [[new, "seals", "4"], [old, "opens", "1"]]
-
     ended = keyed.run("secrets", "rotate", database_url=scene.url)
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith("Going on with a rotation that was not finished.\n1 subscriptions'")
