@@ -5,10 +5,12 @@ A row is a command in a module of this folder; its name stands in SHORT or LONG 
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from types import FrameType
+from typing import Final, NoReturn
 
 import click
 
@@ -69,11 +71,26 @@ def main(context: click.Context, out: Path) -> None:
 
 def _run_all(out: Path) -> None:
     """Each row in a process of its own, so that none inherits another's memory or leaves it anything."""
-    command = [sys.executable, "-m", "bench", "--out", out]
+    command: list[str | Path] = [sys.executable, "-m", "bench", "--out", out]
     names = [str(row.name) for row in SHORT]
-    failed = [name for name in names if subprocess.run([*command, name], check=False).returncode]
+    failed = [name for name in names if _ended([*command, name])]
     if failed:
         raise click.ClickException(f"failed: {', '.join(failed)}")
+
+
+def _ended(command: list[str | Path]) -> int:
+    """The exit code of a row. It is told to stop where we are: it has processes of its own to end."""
+    with subprocess.Popen(command) as row:
+        try:
+            return row.wait()
+        except BaseException:
+            row.terminate()
+            raise
+
+
+def _stop(number: int, _: FrameType | None) -> NoReturn:
+    """A signal unwinds all that was begun: processes end, temporary directories go."""
+    raise SystemExit(128 + number)
 
 
 @main.command("report")
@@ -87,4 +104,5 @@ for row in (*SHORT, *LONG):
     main.add_command(row)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)
     main(prog_name="python -m bench")

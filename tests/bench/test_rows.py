@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -72,3 +75,19 @@ def test_a_row_runs_checks_itself_and_publishes_medians(
     assert {published.medians[name] for name in figures} == {figure.value for figure in published.figures}
     assert all(figure.value > 0 for figure in published.figures)
     assert all(figure.floor is None or figure.floor > 0 for figure in published.figures)
+
+
+@pytest.mark.timeout(LIMIT_S)
+def test_a_row_that_is_told_to_stop_ends_its_processes_and_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench", "--out", tmp_path / "out", "drain", "--events=100000"]
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"TMPDIR": str(tmp_path)}) as row:
+        while not (found := list(tmp_path.glob("dealix-bench-*/daemon.log"))):
+            assert row.poll() is None
+            time.sleep(0.05)
+        row.terminate()
+        assert row.wait(LIMIT_S / 2) == 128 + signal.SIGTERM
+    home = str(found[0].parent)
+    assert not list(tmp_path.iterdir())
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # ended meanwhile, or another account's
+            assert home.encode() not in environ.read_bytes()
