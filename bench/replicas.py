@@ -13,7 +13,7 @@ import msgspec
 
 from bench.arrivals import Arrival, Arrivals
 from bench.cpu import Meter
-from bench.emitting import Pace, emitting, latencies_ms
+from bench.emitting import NotThatFast, Pace, emitting, latencies_ms
 from bench.figures import Figure, Untrue, medians, publish
 from bench.parts import POLL_US, Stage, stage, wait_until
 from bench.seeding import customer_ids, duties, emit_at_once, migrated, register
@@ -145,7 +145,7 @@ def larger_share(arrived: Sequence[Arrival], owners: dict[int, frozenset[int]]) 
 def join_and_leave(on: Stage, load: Pace) -> float:
     """Under a steady load a second daemon joins, then the first one stops: the longest emit call → arrival, in ms.
 
-    Raises Untrue for a duplicate or a loss.
+    Raises Untrue for a duplicate or a loss, NotThatFast where that took longer than the load.
     """
     arrivals = Arrivals(on)
     arrivals.take()
@@ -161,5 +161,5 @@ def join_and_leave(on: Stage, load: Pace) -> float:
             emits = running.wait()
         arrived = settled(db, arrivals, [e.duty for e in emits])
     if not any(a.at_ns > left_at_ns for a in arrived):
-        raise Untrue("the load was over before the first daemon had left")
+        raise NotThatFast("the load was over before the first daemon had left: the machine does not bear this load")
     return max(latencies_ms(emits, arrived))
