@@ -20,8 +20,8 @@ from tests.support.own_server import OwnServer
 from tests.support.postgres import fresh_database
 
 EVENTS: Final = "/api/v1/ecosystem/events"
-WANTED, TRIES = 3, 20
-"""So many commits without an answer are enough."""
+WANTED, TRIES = 1, 30
+"""One commit without an answer is enough; a busy machine does not hit that moment each time."""
 MOST_TRIPS: Final = 4
 """Before the emit's own statement the API asks where the connection leads, and for the key."""
 DELAY_S: Final = 0.12
@@ -33,6 +33,7 @@ def proxy(own_server: OwnServer, tmp_path: Path) -> Iterator[Proxy]:
         yield opened
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("own_cluster", ["18"], indirect=True)
 def test_an_emit_whose_commit_was_not_answered_is_repeated_into_the_same_event(
     own_server: OwnServer, proxy: Proxy, installation: Installation, receiver: Receiver
