@@ -14,6 +14,7 @@ import h11
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
@@ -47,6 +48,14 @@ class Limits:
 
 class Protocol(H11Protocol):
     """HTTP/1.1 and nothing else, with a problem document for what is not HTTP."""
+
+    given_up = False
+    """Whether an answer broke off. What the application still says is then for nobody."""
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Pass on what the application says."""
+        if not self.given_up:
+            await super().stream_send(event)
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """No change to HTTP/2."""
@@ -176,17 +185,17 @@ class Connection:
             await self._finish()
 
     async def _write(self, data: bytes) -> None:
-        async with self._writing:
-            sent = False
-            try:
-                with trio.move_on_after(self._limits.send_s):
+        sent = False
+        try:
+            with trio.move_on_after(self._limits.send_s):
+                async with self._writing:
                     await self._stream.send_all(data)
                     sent = True
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass
-            finally:
-                if not sent:  # also where we were cancelled: half an answer leaves nothing to go on with
-                    self._stream.socket.close()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            if not sent:  # also where we were cancelled: half an answer leaves nothing to go on with
+                self._give_up()
         if not sent and self._protocol is not None:
             await self._protocol.handle(Closed())
 
@@ -197,6 +206,11 @@ class Connection:
             try:
                 await self._stream.send_eof()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                self._stream.socket.close()
+                self._give_up()
         if self._protocol is not None:
             await self._protocol.handle(Closed())
+
+    def _give_up(self) -> None:
+        self._stream.socket.close()
+        if self._protocol is not None:
+            self._protocol.given_up = True
