@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from daemon.store.shards import BUSY_CLASS, WAKE, shard_of
+from daemon.store.shards import BUSY_CLASS, OWN_CLASS, WAKE, shard_of
 from tests.support.emitting import Open, Session, emit, subscribe
 
 SHARD: Final = shard_of("acme")
@@ -144,6 +144,7 @@ def test_the_owner_is_woken_unless_it_holds_the_busy_lock_of_the_shard(open_sess
     emitter, owner = open_session(), open_session()
     subscribe(owner, 1)
     owner.execute(f"LISTEN {WAKE}")
+    owner.execute("SELECT pg_advisory_lock(%(own)s, %(shard)s)", {"own": OWN_CLASS, "shard": SHARD})
     emit(emitter)
     assert woken(owner) == [str(SHARD)]
     owner.execute("SELECT pg_advisory_lock(%(busy)s, %(shard)s)", {"busy": BUSY_CLASS, "shard": SHARD})
@@ -155,8 +156,18 @@ def test_the_owner_is_woken_unless_it_holds_the_busy_lock_of_the_shard(open_sess
     assert woken(owner) == [str(SHARD)]
 
 
+def test_nobody_is_woken_for_a_shard_that_nobody_owns(open_session: Open) -> None:
+    emitter, listener = open_session(), open_session()
+    subscribe(listener, 1)
+    listener.execute(f"LISTEN {WAKE}")
+    emit(emitter)
+    assert woken(listener) == []
+    assert emitter.execute(LOCKS).fetchone() == (0,)
+
+
 def test_nobody_is_woken_where_nothing_matched_or_notify_is_false(open_session: Open) -> None:
     emitter, owner = open_session(), open_session()
+    owner.execute("SELECT pg_advisory_lock(%(own)s, %(shard)s)", {"own": OWN_CLASS, "shard": SHARD})
     owner.execute(f"LISTEN {WAKE}")
     emit(emitter)
     subscribe(owner, 1)

@@ -4,7 +4,7 @@
 ALTER TABLE dealix.outbox ADD COLUMN customer_id text COLLATE "C" NOT NULL DEFAULT '';
 CREATE INDEX outbox_customers ON dealix.outbox (shard, customer_id, id);
 
--- The function is as in 0004_trouble.sql but for the customer in the outbox row.
+-- The function is as in 0004_trouble.sql but for the customer in the outbox row, and for shards that nobody owns.
 CREATE OR REPLACE FUNCTION dealix.emit(
     customer_id text,
     event_type text,
@@ -99,6 +99,9 @@ BEGIN
         IF notify IS NOT FALSE THEN
             PERFORM pg_notify('dealix_wake', own_shard::text)
             WHERE pg_try_advisory_lock_shared(1145372674, own_shard) AND pg_advisory_unlock_shared(1145372674, own_shard)
+              -- Owned by nobody: there is nobody to wake, and a NOTIFY in each commit makes emitters queue for each other.
+              AND NOT (pg_try_advisory_lock_shared(1145372673, own_shard)
+                       AND pg_advisory_unlock_shared(1145372673, own_shard))
               AND pg_notification_queue_usage() < 0.5;
         END IF;
     END IF;
