@@ -77,12 +77,14 @@ WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid::bigint = %
   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
+# Rows from before the column have no customer_id.
 _OUTBOX: Final = """
 DELETE FROM dealix.outbox
 WHERE ctid = ANY (ARRAY(
     SELECT ctid
     FROM dealix.outbox
-    WHERE shard = dealix.shard_of(%(customer_id)s) AND subscription_ids && %(ids)s::text[]
+    WHERE shard = dealix.shard_of(%(customer_id)s)
+      AND (customer_id = %(customer_id)s OR subscription_ids && %(ids)s::text[])
     LIMIT %(batch)s
     FOR UPDATE SKIP LOCKED))
 """

@@ -103,7 +103,7 @@ async def test_every_table_is_named_and_those_with_a_customer_are_emptied_by_it(
             "SELECT table_name FROM information_schema.columns "
             "WHERE table_schema = 'dealix' AND column_name = 'customer_id' AND table_name !~ '[0-9]{8}$'",
         )
-        assert {name for (name,) in with_customer} == {*FIRST, *BY_CUSTOMER, "subscriptions"}
+        assert {name for (name,) in with_customer} == {*FIRST, *BY_CUSTOMER, "subscriptions", "outbox"}
 
 
 async def test_a_table_of_the_applications_own_is_left_alone(conn: Connection) -> None:
