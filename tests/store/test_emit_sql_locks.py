@@ -41,6 +41,10 @@ def wait_until_blocked(watcher: Session, session: Session) -> None:
         pass
 
 
+def own(owner: Session) -> None:
+    owner.execute("SELECT pg_advisory_lock(%(own)s, %(shard)s)", {"own": OWN_CLASS, "shard": SHARD})
+
+
 def woken(listener: Session) -> list[str]:
     """The payloads that have arrived by now; the empty query makes the server send what it has."""
     listener.execute("SELECT")
@@ -54,6 +58,7 @@ def woken(listener: Session) -> list[str]:
 def test_nobody_sees_an_event_before_its_transaction_commits_and_a_rollback_leaves_nothing(open_session: Open) -> None:
     emitter, reader = open_session(), open_session()
     subscribe(reader, 1)
+    own(reader)
     reader.execute(f"LISTEN {WAKE}")
     for end, left in (("ROLLBACK", 0), ("COMMIT", 1)):
         emitter.execute("BEGIN")
@@ -144,7 +149,7 @@ def test_the_owner_is_woken_unless_it_holds_the_busy_lock_of_the_shard(open_sess
     emitter, owner = open_session(), open_session()
     subscribe(owner, 1)
     owner.execute(f"LISTEN {WAKE}")
-    owner.execute("SELECT pg_advisory_lock(%(own)s, %(shard)s)", {"own": OWN_CLASS, "shard": SHARD})
+    own(owner)
     emit(emitter)
     assert woken(owner) == [str(SHARD)]
     owner.execute("SELECT pg_advisory_lock(%(busy)s, %(shard)s)", {"busy": BUSY_CLASS, "shard": SHARD})
@@ -167,7 +172,7 @@ def test_nobody_is_woken_for_a_shard_that_nobody_owns(open_session: Open) -> Non
 
 def test_nobody_is_woken_where_nothing_matched_or_notify_is_false(open_session: Open) -> None:
     emitter, owner = open_session(), open_session()
-    owner.execute("SELECT pg_advisory_lock(%(own)s, %(shard)s)", {"own": OWN_CLASS, "shard": SHARD})
+    own(owner)
     owner.execute(f"LISTEN {WAKE}")
     emit(emitter)
     subscribe(owner, 1)
