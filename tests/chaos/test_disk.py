@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -103,10 +104,13 @@ def server(disk: Path) -> Iterator[DataOnSmallDisk]:
     home = disk / "home"
     home.mkdir()
     made = DataOnSmallDisk(home, None)
-    made.start()
-    yield made
-    if made.running():
-        made.kill()
+    try:
+        made.start()
+        yield made
+    finally:
+        if made.running():
+            made.kill()
+        shutil.rmtree(made.wal)
 
 
 def unrecorded(scene: Scene) -> set[oracle.Claim]:
