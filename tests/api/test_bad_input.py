@@ -207,7 +207,6 @@ async def test_unknown_addresses_and_methods_are_problems_too(api: Served) -> No
         "/",
         "/api/v1/ecosystem",
         "/api/v1/ecosystem/nothing",
-        "/docs",
         "/redocs",
         "/scalar",
         "/static/x",
