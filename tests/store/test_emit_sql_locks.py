@@ -130,6 +130,7 @@ def test_an_emit_without_notify_can_be_prepared_and_committed_by_another_session
         psycopg.connect(debian_database, autocommit=True) as other,
     ):
         subscribe(db, 1)
+        own(other)
         db.execute("BEGIN")
         db.execute("SELECT dealix.emit('acme', 'deal.won', '{}', 'own', notify => false)")
         db.execute("PREPARE TRANSACTION 'order-7'")
