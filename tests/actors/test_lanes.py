@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from daemon.actors.lanes import Lanes
+from daemon.actors.lanes import GATE, Gate, Lanes
 
 
 async def test_a_request_that_becomes_slow_makes_room_while_the_slow_budget_has_any(
@@ -68,3 +68,64 @@ async def test_cancelled_requests_give_their_places_back_wherever_they_were(auto
             requests.cancel_scope.cancel()
         assert (lanes.in_flight(), lanes.waiting()) == (0, 0)
         nursery.cancel_scope.cancel()
+
+
+async def test_the_gate_lets_so_many_pass_a_turn_and_nobody_waits_where_there_is_room() -> None:
+    gate, passed, turns = Gate(), [0], [0]
+    order: list[int] = []
+
+    async def pass_it(number: int) -> None:
+        await gate.acquire()
+        order.append(number)
+        passed[-1] += 1
+        gate.release()
+
+    async def count() -> None:
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns[0] += 1
+            passed.append(0)
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(gate.run)
+            nursery.start_soon(count)
+            async with trio.open_nursery() as passing:
+                for number in range(GATE * 5):
+                    passing.start_soon(pass_it, number)
+            assert sorted(order) == list(range(GATE * 5))
+            # What is unparked in one turn runs in the next, beside those who come then: two turns' share at the most.
+            assert max(passed) <= GATE + GATE // 2
+            assert gate.waiting() == 0
+            await trio.sleep(0.01)
+            before = turns[0]
+            await gate.acquire()  # at once, where there is room
+            assert turns[0] == before
+            nursery.cancel_scope.cancel()
+
+
+async def test_who_is_cancelled_while_he_waits_at_the_gate_costs_nobody_his_turn() -> None:
+    gate = Gate()
+    passed: list[int] = []
+
+    async def pass_it(number: int) -> None:
+        await gate.acquire()
+        passed.append(number)
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as leaving:
+                async with trio.open_nursery() as crowd:
+                    for number in range(GATE * 3):
+                        crowd.start_soon(pass_it, number)
+                    await wait_all_tasks_blocked()
+                    assert (len(passed), gate.waiting()) == (
+                        GATE,
+                        2 * GATE,
+                    )  # nobody opens it again: `run` is not there
+                    leaving.cancel()
+            assert gate.waiting() == 0
+            nursery.start_soon(gate.run)
+            await pass_it(-1)
+            assert passed[-1] == -1
+            nursery.cancel_scope.cancel()

@@ -16,7 +16,7 @@ from standardwebhooks import Webhook
 from standardwebhooks.webhooks import WebhookVerificationError
 from stripe import SignatureVerificationError, WebhookSignature
 
-from daemon.policy.signing import Signatures, Signer, SigningKey, envelope, headers, standard_key
+from daemon.policy.signing import Mac, Signatures, Signer, SigningKey, envelope, headers, standard_key
 
 AT = datetime(2026, 9, 21, 14, 13, 20, 987654, tzinfo=UTC)
 BODY = envelope(event_id="evt_1", event_type="deal.won", customer_id="acme", data='{"deal_id": 7}', created_at=AT)
@@ -227,3 +227,10 @@ def test_the_headers_are_the_contracts_in_its_order() -> None:
         ("webhook-timestamp", "5"),
         ("webhook-signature", "v1,cd"),
     ]
+
+
+@given(st.binary(max_size=200), st.lists(st.binary(max_size=300), min_size=1, max_size=4))
+def test_a_kept_key_schedule_makes_the_codes_of_the_standard_library(key: bytes, messages: list[bytes]) -> None:
+    mac = Mac(key)
+    for message in messages:
+        assert mac.digest(message) == hmac.digest(key, message, "sha256")

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from daemon.model import Outcome
-from tests.support.answers import Answer, close, deaf, early, hang, raw, reset, status, then_close
+from tests.support.answers import Answer, close, deaf, drip_body, drip_head, early, hang, raw, reset, status, then_close
 from tests.support.poster import BODY, Poster
 from tests.support.receiver import Receiver, open_receiver
 
@@ -156,6 +156,51 @@ async def test_a_reused_connection_that_dies_after_the_first_byte_is_not_tried_a
         await poster.post(receiver.url())
         outcome = await poster.post(receiver.url())
     assert (outcome.error_kind, len(receiver.received)) == ("reset", 2)
+
+
+@pytest.mark.parametrize("answer", [hang(), drip_head(), deaf()], ids=["silent", "dripping", "not reading"])
+async def test_the_deadline_holds_on_a_reused_connection_too(
+    poster: Poster, receiver: Receiver, answer: Answer
+) -> None:
+    receiver.answer("/", status(200), answer, status(201))
+    with trio.fail_after(5):
+        await poster.post(receiver.url())
+        outcome = await poster.post(receiver.url(), BIG)
+        assert (outcome.error_kind, outcome.error) == ("timeout", "No complete answer came within 0.4 s.")
+        assert 380 <= outcome.duration_ms < 1500
+        # A connection on which an answer may still come is not used again.
+        assert (await poster.post(receiver.url())).status_code == 201
+    assert [request.connection for request in receiver.received] == [1, 1, 2]
+
+
+async def test_a_body_that_drips_on_a_reused_connection_ends_at_the_deadline_and_its_status_stands(
+    poster: Poster, receiver: Receiver
+) -> None:
+    receiver.answer("/", status(200), drip_body(202), status(200))
+    with trio.fail_after(5):
+        await poster.post(receiver.url())
+        outcome = await poster.post(receiver.url())
+        assert (outcome.status_code, outcome.response_truncated) == (202, True)
+        await receiver.wait_for_open(0)
+
+
+async def test_deadlines_of_many_exchanges_hold_each_for_its_own(poster: Poster, receiver: Receiver) -> None:
+    receiver.answer("/slow", status(200), hang())
+    late: list[int] = []
+
+    async def again() -> None:
+        late.append((await poster.post(receiver.url("/slow"))).duration_ms)
+
+    with trio.fail_after(10):
+        await poster.post(receiver.url("/slow"))
+        for _ in range(3):
+            await poster.post(receiver.url("/fast"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(again)
+            for _ in range(10):
+                await trio.sleep(0.1)
+                assert (await poster.post(receiver.url("/fast"))).status_code == 200
+    assert 380 <= late[0] < 1500
 
 
 async def test_the_gate_is_free_while_an_answer_is_awaited(poster: Poster, receiver: Receiver) -> None:
