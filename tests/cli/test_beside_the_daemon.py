@@ -21,6 +21,7 @@ OPENER: Final = build_opener(ProxyHandler({}))
 def installation(tmp_path: Path, bare_environment: pytest.MonkeyPatch) -> Iterator[Installation]:
     """An installation whose commands, too, find its data and its key."""
     made = Installation(tmp_path)
+    assert made.sealing_key is not None
     bare_environment.setenv("DEALIX_DATA_DIR", str(made.data_dir))
     bare_environment.setenv("DEALIX_SEALING_KEY", made.sealing_key)
     yield made
