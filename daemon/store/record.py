@@ -32,7 +32,7 @@ class _Health(msgspec.Struct, gc=False):
     longest: int
     tail: int
     delivered: bool
-    gone: bool
+    gone_from: str | None
     raises: bool
     last_at: datetime
     last_status_code: int | None
@@ -85,7 +85,7 @@ def fold_health(records: Sequence[AttemptRecord]) -> list[_Health]:
         h = folded.get(r.subscription_id)
         if h is None:
             h = folded[r.subscription_id] = _Health(
-                r.subscription_id, 0, 0, 0, False, False, False, r.created_at, None, None, 0.0, None
+                r.subscription_id, 0, 0, 0, False, None, False, r.created_at, None, None, 0.0, None
             )
         if r.success:
             h.delivered, h.tail = True, 0
@@ -96,7 +96,8 @@ def fold_health(records: Sequence[AttemptRecord]) -> list[_Health]:
                 h.longest = max(h.longest, h.tail)
             else:
                 h.lead += 1
-        h.gone |= r.gone
+        if r.gone:
+            h.gone_from = r.endpoint_url
         h.last_at, h.last_status_code = r.created_at, r.status_code
         if r.circuit is not None:
             h.circuit, h.cooldown_s, h.reopen_in_s = r.circuit, r.cooldown_s, r.reopen_in_s
@@ -192,21 +193,21 @@ _RECORD: Final = f"""
           AND (EXISTS (SELECT FROM dealix.subscriptions s WHERE s.id = k.subscription_id)) IS TRUE
         RETURNING k.subscription_id, k.consecutive_failures
     ), judged AS (
-        SELECT k.subscription_id, k.consecutive_failures, h.gone, h.raises, h.lead, h.delivered,
-               s.enabled, s.customer_id, s.endpoint_url
+        SELECT k.subscription_id, k.consecutive_failures, (h.gone_from = s.endpoint_url) IS TRUE AS gone,
+               h.raises, h.lead, h.delivered, s.enabled, s.customer_id, s.endpoint_url
         FROM health k
         CROSS JOIN LATERAL jsonb_to_record(%(health)s::jsonb -> k.subscription_id) AS h (
-            gone boolean, raises boolean, lead integer, delivered boolean)
+            gone_from text, raises boolean, lead integer, delivered boolean)
         CROSS JOIN LATERAL (
             SELECT s.enabled, s.customer_id, s.endpoint_url FROM dealix.subscriptions s
             WHERE s.id = k.subscription_id OFFSET 0
         ) AS s
-        WHERE k.consecutive_failures > 0 OR h.gone OR h.delivered
+        WHERE k.consecutive_failures > 0 OR h.gone_from IS NOT NULL OR h.delivered
     ), disabled AS (
         UPDATE dealix.subscriptions s
         SET enabled = false,
-            disabled_reason = CASE WHEN (%(health)s::jsonb -> s.id ->> 'gone')::boolean THEN 'gone'
-                                   ELSE 'consecutive_failures' END
+            disabled_reason = CASE WHEN s.id = ANY (ARRAY(SELECT j.subscription_id FROM judged j WHERE j.gone))
+                                   THEN 'gone' ELSE 'consecutive_failures' END
         WHERE s.enabled AND s.id = ANY (ARRAY(
             SELECT j.subscription_id FROM judged j
             WHERE j.enabled AND (j.gone OR j.consecutive_failures >= %(disable_after)s)))

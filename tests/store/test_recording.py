@@ -265,6 +265,17 @@ async def test_a_lowered_limit_disables_with_the_next_failure_and_not_with_a_suc
         assert (health.consecutive_failures, health.disabled) == (LIMIT, "consecutive_failures")
 
 
+async def test_gone_from_an_address_that_was_changed_meanwhile_disables_nothing(conn: Connection) -> None:
+    with trio.fail_after(10):
+        one = await subscribe(conn)
+        await conn.execute(
+            "UPDATE dealix.subscriptions SET endpoint_url = 'https://example.com/new' WHERE id = %s", (one,)
+        )
+        (health,) = await record(conn, [result(one, outcome="gone", gone=True)], disable_after=LIMIT)
+        assert (health.consecutive_failures, health.disabled) == (1, None)
+        assert (await rows(conn, "SELECT enabled FROM dealix.subscriptions WHERE id = %s", one)) == [(True,)]
+
+
 async def test_gone_disables_whatever_the_count(conn: Connection) -> None:
     with trio.fail_after(10):
         one = await subscribe(conn)
