@@ -8,6 +8,7 @@ from typing import Final
 
 from api.limits import Limits
 from config.settings import Settings
+from daemon.actors.vitals import Vitals
 from daemon.ids import SubscriptionId
 from daemon.model import Readiness, TestFired
 from daemon.sealing import KeyRing
@@ -31,4 +32,5 @@ class Services:
     sender: Sender
     test_fire: Callable[[SubscriptionId, str], Awaitable[TestFired | None]]
     readiness: Callable[[], Readiness]
+    vitals: Callable[[], Vitals]
     limits: Limits = field(default_factory=Limits)

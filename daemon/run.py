@@ -173,6 +173,7 @@ class Daemon:
             sender=engine.sender,
             test_fire=engine.test_fire.fire,
             readiness=engine.readiness,
+            vitals=engine.vitals,
         )
         await engine.run(partial(self._serve_until_stopped, services, engine, listeners))
         await self.pool.aclose()

@@ -9,7 +9,7 @@ recorder             stops last: when no sender is left, it writes what it has
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -32,13 +32,15 @@ from daemon.actors.roster import Roster
 from daemon.actors.schedule import Schedule
 from daemon.actors.supervise import keep
 from daemon.actors.testfire import TestFire
+from daemon.actors.vitals import Vitals, measure_loop_lag
 from daemon.log import get
-from daemon.model import Readiness
+from daemon.model import AttemptRecord, Readiness
 from daemon.observe import Observer
 from daemon.sealing import KeyRing
 from daemon.sender.endpoint import Sender
 from daemon.store.connection import Connection
 from daemon.store.pool import Pool
+from daemon.store.record import Health
 
 log = get("engine")
 
@@ -74,18 +76,19 @@ class Engine:
             proxy_url=egress.proxy_url,
             ca_file=ca_file,
         )
+        self._pools = {"engine": pool, "api": api_pool}
         self.observer = Observer(log_all=settings.log.attempts == "all")
         self.lanes = Lanes(max_in_flight=delivery.max_in_flight, max_slow=delivery.max_slow)
         self.recorder = Recorder(pool, disable_after=delivery.disable_after)
         fence = Fence()
         tools = Tools(settings, ring, self.sender, self.lanes, fence, self.recorder, self.observer)
         self.roster = Roster(pool, tools)
-        self.recorder.on_recorded = self.roster.recorded
+        self.recorder.on_recorded = self._recorded
         self.ownership = Ownership(open_session, fence, self.roster, ring)
         claiming = Claiming(pool, self.ownership, self.roster, self.lanes, self.recorder)
         self.test_fire = TestFire(api_pool, tools)
         self._roles: dict[str, Callable[[], Awaitable[None]]] = {
-            "fanout": Fanout(claiming, self.ownership).run,
+            "fanout": Fanout(claiming, self.ownership, self.observer.counts.fanned_out).run,
             "schedule": Schedule(claiming, pool, self.ownership, self.roster).run,
             "recovery": Recovery(claiming, self.ownership, self.roster).run,
             "janitor": Janitor(open_janitor, retention_days=settings.retention.days).run,
@@ -98,6 +101,29 @@ class Engine:
     def readiness(self) -> Readiness:
         """What is up at this moment."""
         return Readiness(listening=self.ownership.listening, shards=len(self.ownership.shards))
+
+    def vitals(self) -> Vitals:
+        """How this daemon is at this moment."""
+        subscriptions, claims = self.roster.counts()
+        return Vitals(
+            counts=self.observer.counts,
+            lanes=self.lanes.use(),
+            gate_waiting=self.lanes.gate.waiting(),
+            subscriptions=subscriptions,
+            claims=claims,
+            mailboxes=self.roster.waiting(),
+            event_bytes=self.roster.ledger.data_bytes,
+            results_waiting=self.recorder.waiting(),
+            is_recording=not self.recorder.is_stuck,
+            pools={name: pool.statistics() for name, pool in self._pools.items()},
+            is_listening=self.ownership.listening,
+            shards=len(self.ownership.shards),
+            members=self.ownership.members,
+        )
+
+    def _recorded(self, batch: Sequence[AttemptRecord], health: Sequence[Health]) -> None:
+        self.observer.counts.recorded.add(len(batch))
+        self.roster.recorded(batch, health)
 
     async def listening(self) -> None:
         """Wait until the dedicated session is up and listens."""
@@ -130,6 +156,7 @@ class Engine:
                     intake.start_soon(keep, role, run)
                 intake.start_soon(close_unused, self.sender)
                 intake.start_soon(summarise, self.observer.counts, self.roster, self.lanes)
+                intake.start_soon(measure_loop_lag, self.observer.counts.loop_lag_s)
                 await work()
                 intake.cancel_scope.cancel()
             with trio.move_on_after(DRAIN_S):

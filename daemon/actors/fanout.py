@@ -7,6 +7,7 @@ from typing import Final
 from daemon.actors.bookmark import Bookmark
 from daemon.actors.claiming import Claiming
 from daemon.actors.ownership import Ownership
+from daemon.observe import Histogram
 from daemon.store import outbox
 from daemon.store.claims import Claimed, Room
 from daemon.store.connection import Connection
@@ -21,11 +22,12 @@ BUSY_AFTER: Final = 3
 
 
 class Fanout:
-    """The outbox reader of one daemon."""
+    """The outbox reader of one daemon. `sizes` is told how many rows each look found, where it found any."""
 
-    def __init__(self, claiming: Claiming, ownership: Ownership) -> None:
+    def __init__(self, claiming: Claiming, ownership: Ownership, sizes: Histogram) -> None:
         self._claiming = claiming
         self._ownership = ownership
+        self._sizes = sizes
         self._bookmark = Bookmark(ownership)
         self._deep: frozenset[int] = frozenset()
         self._is_deep_turn = False
@@ -37,6 +39,8 @@ class Fanout:
         quick = 0
         while True:
             claimed = await self._claiming.batch(self._look)
+            if claimed.seen:
+                self._sizes.add(claimed.seen)
             if claimed.seen or self._deep & self._ownership.shards:
                 in_a_row += 1
                 quick = QUICK_LOOKS

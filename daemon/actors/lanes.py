@@ -9,6 +9,7 @@ Trio's CapacityLimiter goes through the scheduler even where there is room, twic
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
@@ -61,6 +62,15 @@ class Gate:
             self._left = GATE - passing
 
 
+@dataclass(frozen=True, slots=True)
+class LaneUse:
+    """A lane's places, how many are taken, and how many requests wait for one."""
+
+    places: int
+    taken: int
+    waiting: int
+
+
 class _Lane:
     """A number of places. One that is given back goes to whoever has waited longest."""
 
@@ -92,6 +102,10 @@ class _Lane:
     def waiting(self) -> int:
         """Tasks that wait for a place."""
         return len(self._lot)
+
+    def use(self) -> LaneUse:
+        """All of that at this moment."""
+        return LaneUse(self.total, self.taken, len(self._lot))
 
 
 class _Visit:
@@ -150,6 +164,10 @@ class Lanes:
     def in_flight(self) -> int:
         """Requests that hold a place, in both lanes."""
         return self._wide.taken + self._slow.taken
+
+    def use(self) -> dict[str, LaneUse]:
+        """Both lanes, by name."""
+        return {"wide": self._wide.use(), "slow": self._slow.use()}
 
     async def run(self) -> None:
         """Keep the gate, and move requests that have become slow to the slow budget. Never ends."""

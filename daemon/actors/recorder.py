@@ -56,7 +56,11 @@ class Recorder:
 
     def is_behind(self) -> bool:
         """Whether nothing more should be claimed: so much waits to be recorded, or the database takes no results."""
-        return self.is_stuck or self._send.statistics().current_buffer_used > BACKLOG
+        return self.is_stuck or self.waiting() > BACKLOG
+
+    def waiting(self) -> int:
+        """Results on the channel."""
+        return self._send.statistics().current_buffer_used
 
     def close(self) -> None:
         """No more results will come: `run` writes what it has and returns."""

@@ -127,7 +127,15 @@ async def open_api(
     database = Database(url, url)
     open_janitor = partial(database.session, "test janitor")
     engine = Engine(settings, RING, engine_pool, pool, database.owner, open_janitor=open_janitor)
-    services = Services(settings, pool, RING, sender or engine.sender, engine.test_fire.fire, engine.readiness)
+    services = Services(
+        settings=settings,
+        pool=pool,
+        ring=RING,
+        sender=sender or engine.sender,
+        test_fire=engine.test_fire.fire,
+        readiness=engine.readiness,
+        vitals=engine.vitals,
+    )
     app, stop = create_app(services), trio.Event()
     try:
         keys = await _make_keys(pool)
