@@ -172,8 +172,14 @@ def _tell(api: Api, programs: Programs, daemon: Daemon, receiver: Receiver) -> N
         if time.monotonic() > ends_at:
             raise DemoFailed(f"the event did not arrive within {_DELIVERY_S:g} s")
     body = {"customer_id": CUSTOMER, "event_type": EVENT_TYPE, "payload": {"deal_id": 8}}
+    link = api.call("POST", "/portal-links", {"customer_id": CUSTOMER})
+    if link is None:
+        raise DemoFailed("the API made no link to the portal")
     click.echo(f"""
-API      {api.origin}/api/v1/ecosystem   (described at {api.origin}/openapi.json)
+Portal   {link["url"]}
+         what the customer sees; the link holds for an hour
+Ops      {api.origin}/ops   what the operator sees; sign in with the key
+API      {api.origin}/api/v1/ecosystem   (described at {api.origin}/docs)
 Ops key  {api.key}
 
 Emit the next one over HTTP:
