@@ -9,7 +9,7 @@ from quart import Response, g, request
 from quart_trio import QuartTrio
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from api import errors, openapi
+from api import errors, metrics, openapi
 from api.bodies import BODY_S, MAX_BODY_BYTES
 from api.gate import Gate
 from api.operation import Route, view_of
@@ -49,6 +49,7 @@ def create_app(services: Services) -> QuartTrio:
         app.add_url_rule(one.path, one.name, view_of(one, services), methods=[one.method])
     document = openapi.document(app, routes)
     _serve_document(app, document)
+    metrics.install(app, services)
     _log_access(app)
     site.install(app, services, routes, document)
     app.asgi_app = Gate(app.asgi_app)

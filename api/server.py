@@ -31,7 +31,7 @@ PAUSE_S: Final = 0.1
 """How long accepting rests when the machine has nothing left for it. Deliveries go first."""
 
 
-def listen(bind: str) -> socket.socket:
+def listen(bind: str, setting: str = "api.bind") -> socket.socket:
     """A listening socket at `host:port` or `[::1]:port`. Raises SettingsInvalid where that cannot be had."""
     host, _, port = bind.rpartition(":")
     host = host.strip("[]")
@@ -42,7 +42,7 @@ def listen(bind: str) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as e:
         listener.close()
-        raise SettingsInvalid(f"api.bind: cannot listen on {bind}: {e.strerror or e}") from e
+        raise SettingsInvalid(f"{setting}: cannot listen on {bind}: {e.strerror or e}") from e
     return listener
 
 

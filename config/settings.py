@@ -90,6 +90,12 @@ class Api(Group):
         description="host:port, or [::1]:port, where the HTTP API listens; port 0 takes a free one. It speaks plain "
         "HTTP: put a TLS proxy before it and leave it on loopback. Sockets that systemd passes take its place.",
     )
+    metrics_bind: Annotated[values.Bind | None, values.Optional] = Field(
+        default=None,
+        description="host:port of a second address that answers GET /metrics to anyone, without a key, and nothing "
+        "else: for a Prometheus on this machine or in a network of your own. Not set: /metrics is on bind, for ops "
+        "keys.",
+    )
     max_connections: int = Field(
         default=512,
         ge=4,

@@ -18,7 +18,7 @@ from typing import Final
 
 import trio
 
-from api import server
+from api import metrics, server
 from api.app import create_app
 from api.connection import Limits
 from api.services import Services
@@ -175,13 +175,19 @@ class Daemon:
             readiness=engine.readiness,
             vitals=engine.vitals,
         )
-        await engine.run(partial(self._serve_until_stopped, services, engine, listeners))
+        bind = self.settings.api.metrics_bind
+        scraped = None if bind is None else server.listen(bind, "api.metrics_bind")
+        await engine.run(partial(self._serve_until_stopped, services, engine, listeners, scraped))
         await self.pool.aclose()
         await self.api_pool.aclose()
 
-    async def _serve_until_stopped(self, services: Services, engine: Engine, listeners: list[socket.socket]) -> None:
+    async def _serve_until_stopped(
+        self, services: Services, engine: Engine, listeners: list[socket.socket], scraped: socket.socket | None
+    ) -> None:
         app, limits = create_app(services), Limits(connections=_places(self.settings.api.max_connections))
         async with trio.open_nursery() as serving:
+            if scraped is not None:
+                await serving.start(self._serve_metrics, services, scraped)
             start = partial(server.serve, app, listeners, stop=self.stopping, grace_s=API_GRACE_S, limits=limits)
             urls: list[str] = await serving.start(start)
             async with trio.open_nursery() as announcing:
@@ -192,6 +198,20 @@ class Daemon:
             log.info("daemon.stopping")
             self.notifier.stopping("finishing requests in flight")
             # The server is not cancelled: what it began it answers, within its grace.
+
+    async def _serve_metrics(
+        self,
+        services: Services,
+        listener: socket.socket,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        app, limits = metrics.create_app(services), Limits(connections=metrics.CONNECTIONS)
+        async with trio.open_nursery() as serving:
+            start = partial(server.serve, app, [listener], stop=self.stopping, grace_s=API_GRACE_S, limits=limits)
+            urls: list[str] = await serving.start(start)
+            log.info("metrics.served", url=f"{urls[0]}{metrics.PATH}")
+            task_status.started()
 
     async def _say_ready(self, url: str, engine: Engine) -> None:
         """Once the schema is right and the API answers, only LISTEN is still missing."""

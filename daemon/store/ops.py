@@ -180,6 +180,22 @@ async def troubles(conn: Connection) -> list[Trouble]:
     return [Trouble(*row) for row in await cursor.fetchall()]
 
 
+# Walks both tables, as _TROUBLES does.
+_STANDINGS: Final = """
+    SELECT CASE WHEN NOT s.enabled THEN s.disabled_reason
+                WHEN h.circuit = 'open' AND h.reopen_at <= now() THEN 'half_open'
+                ELSE h.circuit END, count(*)
+    FROM dealix.subscriptions s
+    JOIN dealix.subscription_health h ON h.subscription_id = s.id
+    GROUP BY 1
+"""
+
+
+async def standings(conn: Connection) -> dict[str, int]:
+    """How many subscriptions are enabled, by their circuit (closed, open, half_open), and how many not, by reason."""
+    return dict(await (await conn.execute(_STANDINGS)).fetchall())
+
+
 # As shards._CENSUS. Other roles' sessions show no times to a role without pg_read_all_stats: those are left out.
 _REPLICAS: Final = """
     SELECT l.pid, host(a.client_addr), a.backend_start, a.state_change,
