@@ -10,16 +10,19 @@ DEV := .venv/.dev
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench fuzz browser chaos soak clean
+.PHONY: help run test test-languages check bench fuzz browser chaos soak clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
 run: $(RUNTIME) ## Start the daemon with its own Postgres and a demo receiver, send one event and show it arrive
 	@exec $(BIN)/dealix demo $(ARGS)
 
 test: $(DEV) ## Run the tests
 	$(BIN)/pytest $(ARGS)
+
+test-languages: $(DEV) ## Run the verification code of PHP, Ruby, Go, Java and C#, as far as this machine has them
+	$(BIN)/pytest -m languages tests/verifiers $(ARGS)
 
 check: $(DEV) ## Lint, formatting, import floors, types
 	$(BIN)/ruff check

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
 from typing import Final
 
 from daemon.policy import signing
@@ -18,30 +21,38 @@ HEADERS_EMITTED: Final = [
 ]
 SECRET_WARNING: Final = "Keep this secret now: it is not shown again. Whoever has it can forge events to this endpoint."  # noqa: S105 a warning, no secret
 
-EXAMPLE_PYTHON: Final = '''\
-import hashlib
-import hmac
-import json
-import os
-import time
+_FILES: Final[Mapping[str, str]] = {
+    "Python": "verify.py",
+    "Node.js": "verify.mjs",
+    "Go": "verify.go",
+    "PHP": "verify.php",
+    "Ruby": "verify.rb",
+    "Java": "DealixSignature.java",
+    "C#": "DealixSignature.cs",
+    "Shell": "verify.sh",
+}
+"""The file in api/verifiers of each language: what is shown anywhere is that file, whole."""
 
-SECRET = os.environ["DEALIX_WEBHOOK_SECRET"]  # all of it, whsec_ included
-TOLERANCE_S = 300
+
+@cache
+def examples() -> Mapping[str, str]:
+    """Code by language that verifies `Dealix-Signature`, as it can be pasted. Python comes first."""
+    folder = files("api").joinpath("verifiers")
+    return {language: folder.joinpath(name).read_text() for language, name in _FILES.items()}
 
 
-def verify(body: bytes, signature: str) -> dict:
-    """The event in a request, from its raw body and its Dealix-Signature header. Raises ValueError if it is forged."""
-    fields = [part.strip().partition("=")[::2] for part in signature.split(",")]
-    t = next((value for name, value in fields if name == "t"), "")
-    if abs(time.time() - int(t)) > TOLERANCE_S:
-        raise ValueError("the request is too old")
-    expected = hmac.new(SECRET.encode(), t.encode() + b"." + body, hashlib.sha256).hexdigest().encode()
-    if not any(name == "v1" and hmac.compare_digest(value.encode(), expected) for name, value in fields):
-        raise ValueError("the signature does not fit")
-    return json.loads(body)
-'''
+def example_python() -> str:
+    """The one that the API shows."""
+    return examples()["Python"]
 
-VERIFICATION_DOC: Final = f"""\
+
+@cache
+def verification_doc() -> str:
+    """What to do with a request, in words, and the code for Python."""
+    return _IN_WORDS + example_python()
+
+
+_IN_WORDS: Final = """\
 Take the raw body, before anything parses it. From Dealix-Signature take t and every v1. Reject the request if t is
 more than 5 minutes away from now. Compute HMAC-SHA256 over t, a full stop and the body, keyed with the whole secret
 string as UTF-8, in hex, and accept if any v1 equals it, compared in constant time. Then answer 2xx at once and work
@@ -50,4 +61,4 @@ verify Dealix-Signature, those for Standard Webhooks verify webhook-id, webhook-
 
 In Python:
 
-{EXAMPLE_PYTHON}"""
+"""

@@ -12,7 +12,7 @@ from api.portal.frame import Frame
 from api.portal.pages import pretty
 from api.portal.visit import Visit
 from api.routes.event_types import EventTypeList, EventTypeShown
-from api.verification import EXAMPLE_PYTHON
+from api.verification import examples
 from daemon.ids import CustomerId, EventId
 from daemon.policy import signing
 
@@ -36,8 +36,8 @@ class Catalogue:
             groups=groups,
             headers=listed.headers_emitted,
             signature_format=listed.signature_format,
-            examples={one.type: _envelope(one) for one in listed.events},
-            verification={"Python": EXAMPLE_PYTHON},
+            bodies={one.type: _envelope(one) for one in listed.events},
+            verification=examples(),
         )
 
 

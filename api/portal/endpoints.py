@@ -18,7 +18,7 @@ from api.routes.recoveries import RecoveryList
 from api.routes.secrets import RotatedSecret
 from api.routes.test_fires import TestResult
 from api.routes.webhooks import CreatedWebhook, DeletedWebhook, Webhook, WebhookList
-from api.verification import EXAMPLE_PYTHON
+from api.verification import examples
 
 HOME: Final = "/portal/endpoints"
 STRIP: Final = 40
@@ -71,7 +71,7 @@ class Endpoints:
             endpoint_id=made.id,
             endpoint_url=made.endpoint_url,
             secret=made.secret,
-            example=EXAMPLE_PYTHON,
+            examples=examples(),
             rotated=None,
         )
 
@@ -119,7 +119,7 @@ class Endpoints:
             endpoint_id=it.id,
             endpoint_url=it.endpoint_url,
             secret=rotated.secret,
-            example=EXAMPLE_PYTHON,
+            examples=examples(),
             rotated=rotated,
         )
 

@@ -14,7 +14,7 @@ from api.fields import EVENT_TYPE, PRINTABLE
 from api.operation import Answer, Call, NoBody, NoQuery, Route, route
 from api.payload_schemas import Schema, SchemaInvalid
 from api.services import PROBE_S, WORK_S, Services
-from api.verification import HEADERS_EMITTED, SIGNATURE_FORMAT, VERIFICATION_DOC
+from api.verification import HEADERS_EMITTED, SIGNATURE_FORMAT, verification_doc
 from daemon.log import get
 from daemon.policy.operational import RESERVED
 from daemon.store import event_types
@@ -111,7 +111,7 @@ class EventTypes:
                 events=[_shown(one) for one in known],
                 signature_format=SIGNATURE_FORMAT,
                 headers_emitted=HEADERS_EMITTED,
-                verification_doc=VERIFICATION_DOC,
+                verification_doc=verification_doc(),
             ),
         )
 

@@ -16,7 +16,7 @@ from api.fields import EVENT_TYPE, CustomerIdText, DescriptionText, EndpointUrlT
 from api.operation import Answer, Call, NoBody, NoQuery, Route, route
 from api.paging import CursorText, List
 from api.services import WORK_S, Services
-from api.verification import EXAMPLE_PYTHON, SECRET_WARNING
+from api.verification import SECRET_WARNING, example_python
 from daemon import clock, ids
 from daemon.errors import EndpointUrlInvalid, SubscriptionLimit
 from daemon.ids import SubscriptionId
@@ -149,7 +149,7 @@ class Webhooks:
                 description=made.description,
                 secret=secret,
                 secret_warning=SECRET_WARNING,
-                verification_example_python=EXAMPLE_PYTHON,
+                verification_example_python=example_python(),
             ),
         )
 
