@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 import trio
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from api.errors import Problem, not_found, unavailable
 from api.fields import EventTypeText
@@ -57,7 +57,7 @@ class TestResult(msgspec.Struct, frozen=True):
     delivered: int
     failed: int
     deliveries: list[TestDelivery]
-    enable: EnableOffer | None
+    enable: EnableOffer | UnsetType = UNSET
 
 
 def routes(services: Services) -> list[Route]:
@@ -94,7 +94,7 @@ def routes(services: Services) -> list[Route]:
                 delivered=int(fired.success),
                 failed=int(not fired.success),
                 deliveries=[TestDelivery(fired.status_code, fired.success, fired.duration_ms, fired.error)],
-                enable=_offer(row.id) if fired.success and not row.enabled else None,
+                enable=_offer(row.id) if fired.success and not row.enabled else UNSET,
             ),
         )
 
