@@ -10,7 +10,7 @@ DEV := .venv/.dev
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-languages check bench fuzz browser chaos soak clean
+.PHONY: help run test test-languages test-rows check bench fuzz browser chaos soak clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -18,8 +18,12 @@ help: ## Show this list
 run: $(RUNTIME) ## Start the daemon with its own Postgres and a demo receiver, send one event and show it arrive
 	@exec $(BIN)/dealix demo $(ARGS)
 
+# Most tests wait most of the time: two at a time, a file's in one process.
 test: $(DEV) ## Run the tests
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+
+test-rows: $(DEV) ## Run each benchmark row at a tiny size
+	$(BIN)/pytest -m rows tests/bench $(ARGS)
 
 test-languages: $(DEV) ## Run the verification code of PHP, Ruby, Go, Java and C#, as far as this machine has them
 	$(BIN)/pytest -m languages tests/verifiers $(ARGS)

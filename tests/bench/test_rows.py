@@ -37,6 +37,7 @@ def measured(row: str, options: dict[str, int], out: Path) -> Published:
     return published
 
 
+@pytest.mark.rows
 @pytest.mark.timeout(LIMIT_S + 5)
 @pytest.mark.parametrize(
     ("row", "options", "figures"),
@@ -77,6 +78,7 @@ def test_a_row_runs_checks_itself_and_publishes_medians(
     assert all(figure.floor is None or figure.floor > 0 for figure in published.figures)
 
 
+@pytest.mark.rows
 @pytest.mark.timeout(LIMIT_S)
 def test_a_row_that_is_told_to_stop_ends_its_processes_and_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench", "--out", tmp_path / "out", "drain", "--events=100000"]

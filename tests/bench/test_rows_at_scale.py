@@ -25,6 +25,7 @@ LIMIT_S: Final = 170.0
 TOO_FAST: Final = "the machine does not bear this load"
 
 
+@pytest.mark.rows
 @pytest.mark.timeout(LIMIT_S + 5)
 @pytest.mark.parametrize(
     ("row", "options", "runs", "figures"),
