@@ -16,6 +16,7 @@ from api.operation import Route, view_of
 from api.portal import site
 from api.routes import (
     deliveries,
+    event_stream,
     event_types,
     events,
     health,
@@ -47,6 +48,7 @@ def create_app(services: Services) -> QuartTrio:
     routes = all_routes(services)
     for one in routes:
         app.add_url_rule(one.path, one.name, view_of(one, services), methods=[one.method])
+    _look_for_listeners(app, services)
     document = openapi.document(app, routes)
     _serve_document(app, document)
     metrics.install(app, services)
@@ -59,9 +61,17 @@ def create_app(services: Services) -> QuartTrio:
 def all_routes(services: Services) -> list[Route]:
     """Every route of the API, its document apart."""
     nouns = (
-        event_types, webhooks, test_fires, secrets, events, deliveries, recoveries, stats, portal_links, health,
+        event_types, webhooks, test_fires, secrets, events, event_stream, deliveries, recoveries, stats,
+        portal_links, health,
     )  # fmt: skip
     return [one for noun in nouns for one in noun.routes(services)]
+
+
+def _look_for_listeners(app: QuartTrio, services: Services) -> None:
+    async def begin() -> None:
+        app.nursery.start_soon(services.tail.run)
+
+    app.before_serving(begin)
 
 
 def _serve_document(app: QuartTrio, document: bytes) -> None:

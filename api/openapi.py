@@ -156,7 +156,7 @@ def _complete(operation: Json, chosen: Route, components: Mapping[str, object]) 
     responses: Json = {
         str(status): {
             "description": _first_line(model),
-            "content": {"application/json": _with_example(model, components)},
+            "content": {chosen.media_type: _with_example(model, components)},
         }
         for status, model in chosen.answers.items()
     }

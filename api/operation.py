@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Generic, Literal, TypeVar
 
@@ -14,6 +14,7 @@ from api.bodies import convert, decode_query, read_body
 from api.services import Services
 
 BASE: Final = "/api/v1/ecosystem"
+JSON: Final = "application/json"
 
 Method = Literal["GET", "POST", "PATCH", "DELETE"]
 Who = Literal["anyone", "key", "ops"]
@@ -59,6 +60,13 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Streamed(Answer):
+    """An answer that goes on: `chunks` are sent as they come. `body` tells what they are made of, and is not sent."""
+
+    chunks: AsyncGenerator[bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """See `route`, which makes it.
 
@@ -74,6 +82,7 @@ class Route:
     body: type[msgspec.Struct]
     body_optional: bool
     answers: Mapping[int, type[msgspec.Struct]]
+    media_type: str
     problems: tuple[int, ...]
     respond: Callable[[Mapping[str, str], Caller | None], Awaitable[Answer]]
     ask: Callable[[Mapping[str, str], Values, Values, Caller | None], Awaitable[Answer]]
@@ -93,12 +102,14 @@ def route(  # noqa: PLR0913 a table's columns, all named at the call
     body: type[B] = NoBody,
     body_optional: bool = False,
     answers: Mapping[int, type[msgspec.Struct]],
+    media_type: str = JSON,
     problems: tuple[int, ...] = (),
     who: Who = "key",
     base: str = BASE,
 ) -> Route:
     """A route. `path` is Werkzeug's, below `base`; `answers` has each status of success with the struct of its body.
 
+    `media_type` is that of its successes: where it is not JSON, the handler answers `Streamed`.
     `problems` are the statuses that it can end with beyond those that follow from the rest: see `every_problem`.
     `body_optional`: no body at all counts as `{}`. The handler's docstring describes the route in the API's document.
     """
@@ -121,6 +132,7 @@ def route(  # noqa: PLR0913 a table's columns, all named at the call
         body=body,
         body_optional=body_optional,
         answers=answers,
+        media_type=media_type,
         problems=problems,
         respond=respond,
         ask=ask,
@@ -152,7 +164,11 @@ def view_of(chosen: Route, services: Services) -> Callable[..., Awaitable[Respon
             if chosen.who == "ops":
                 caller.require_ops()
         answer = await chosen.respond(path, caller)
-        return Response(msgspec.json.encode(answer.body), answer.status, content_type="application/json")
+        if isinstance(answer, Streamed):
+            response = Response(answer.chunks, answer.status, content_type=chosen.media_type)
+            response.timeout = None  # it ends by itself
+            return response
+        return Response(msgspec.json.encode(answer.body), answer.status, content_type=JSON)
 
     view.__name__ = chosen.name
     view.__doc__ = chosen.doc

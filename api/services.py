@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from api.limits import Limits
+from api.listening import Tail
 from config.settings import Settings
 from daemon.actors.vitals import Vitals
 from daemon.ids import SubscriptionId
@@ -33,4 +34,5 @@ class Services:
     test_fire: Callable[[SubscriptionId, str], Awaitable[TestFired | None]]
     readiness: Callable[[], Readiness]
     vitals: Callable[[], Vitals]
+    tail: Tail
     limits: Limits = field(default_factory=Limits)

@@ -20,6 +20,8 @@ CREDENTIALS: Final = {
     "sealing_key": "sealing_key",
 }
 """Names in systemd's $CREDENTIALS_DIRECTORY, and the keys that they set."""
+OF_CLIENTS: Final = {"DEALIX_API_KEY", "DEALIX_API_URL", "DEALIX_WEBHOOK_SECRET"}
+"""Variables of those commands that ask the API; they are no settings."""
 _EXPECTED: Final = {"path_type": "should be a path"}
 """Where pydantic's own words speak of Python."""
 
@@ -88,7 +90,7 @@ def read_environment(environ: Mapping[str, str], known: Iterable[str]) -> Readin
     for variable, text in environ.items():
         if variable in by_variable:
             reading.given[by_variable[variable]] = Given(text, variable)
-        elif variable.startswith(PREFIX):
+        elif variable.startswith(PREFIX) and variable not in OF_CLIENTS:
             reading.faults.append(f"{variable}: unknown variable{_nearest(variable, by_variable)}")
     return reading
 

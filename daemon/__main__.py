@@ -16,6 +16,7 @@ from daemon.cli.check import check
 from daemon.cli.customers import customers
 from daemon.cli.events import emit
 from daemon.cli.keys import keys
+from daemon.cli.listen import listen
 from daemon.cli.schema import db_url, migrate
 from daemon.cli.secrets import secrets
 from daemon.cli.shared import config_option, settings_from
@@ -83,7 +84,7 @@ def demo(config_file: Path | None) -> int:
     return demo.run(config_file)
 
 
-for _command in (migrate, keys, secrets, customers, emit, subscriptions, db_url, check):
+for _command in (migrate, keys, secrets, customers, emit, listen, subscriptions, db_url, check):
     cli.add_command(_command)
 
 

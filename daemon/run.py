@@ -21,6 +21,7 @@ import trio
 from api import metrics, server
 from api.app import create_app
 from api.connection import Limits
+from api.listening import Tail
 from api.services import Services
 from config.settings import Settings, keys, load
 from config.sources import ConfigError
@@ -174,6 +175,7 @@ class Daemon:
             test_fire=engine.test_fire.fire,
             readiness=engine.readiness,
             vitals=engine.vitals,
+            tail=Tail(self.api_pool, self.stopping),
         )
         bind = self.settings.api.metrics_bind
         scraped = None if bind is None else server.listen(bind, "api.metrics_bind")

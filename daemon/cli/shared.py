@@ -39,6 +39,17 @@ def config_option(command: Callable[_P, _T]) -> Callable[_P, _T]:
     )(command)
 
 
+def api_options(command: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Add --api-url URL, which arrives as `api_url: str | None`, and --config FILE."""
+    url = click.option(
+        "--api-url",
+        envvar="DEALIX_API_URL",
+        metavar="URL",
+        help="The API, as https://webhooks.example.com. Else DEALIX_API_URL, else the daemon on this machine.",
+    )
+    return url(config_option(command))
+
+
 def settings_from(config_file: Path | None) -> Settings:
     """The settings of this invocation. Raises ConfigError."""
     return load(config_file, os.environ)

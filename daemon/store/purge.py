@@ -26,7 +26,8 @@ LOOK_S: Final = 0.1
 FIRST: Final = ("api_keys", "portal_links")
 """By which the customer comes in. Sessions of the portal go with them."""
 BY_CUSTOMER: Final = (
-    "event_keys", "test_events", "events", "attempts", "daily_stats", "hourly_stats", "recoveries",
+    "event_keys", "test_events", "events", "attempts", "daily_stats", "hourly_stats", "recoveries", "listeners",
+    "heard",
 )  # fmt: skip
 """Emptied of the customer's rows by their customer_id."""
 INDIRECT: Final = (

@@ -178,7 +178,8 @@ async def test_no_value_in_any_parameter_gets_an_answer_that_the_document_does_n
                     if name == "customer_id" or "customer_id" not in operation.parameters("query")
                     else "&customer_id=acme"
                 )
-                await asking.ask(operation, f"{operation.url}?{query}{with_customer}", body)
+                at_most = "&max_s=1" if name != "max_s" and "max_s" in operation.parameters("query") else ""
+                await asking.ask(operation, f"{operation.url}?{query}{with_customer}{at_most}", body)
             twice = await asking.ask(operation, f"{operation.url}?{quote(name)}=1&{quote(name)}=1", body)
             assert twice in {422, 200}, name
         for name in operation.parameters("path"):

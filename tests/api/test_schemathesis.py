@@ -52,6 +52,9 @@ urls = {{ values = ["http://127.0.0.1:9/", "https://hooks.example.com/x"] }}
 [[operations]]
 include-name = "POST /api/v1/ecosystem/events/emit"
 parameters = {{ "query.wait_s" = 1 }}
+[[operations]]
+include-name = "GET /api/v1/ecosystem/events/stream"
+parameters = {{ "query.max_s" = 1 }}
 """
 """Ids that exist, so that not every request ends at a 404; and no waiting for half a minute."""
 

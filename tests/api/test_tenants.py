@@ -21,7 +21,7 @@ NOBODYS: Final = {"event_type": "deal.won"}
 HARMLESS: Final = {
     "customer_id", "cursor",  # tried by themselves, see `queries` and `bodies`
     "dry_run", "enabled_only", "event_type", "events", "failed_only", "limit", "period_days", "since", "status",
-    "success_only", "until", "wait_s",
+    "success_only", "until", "wait_s", "max_s",
     "description", "enabled", "endpoint_url", "event_id", "overlap_seconds", "payload",
     "deprecated", "schema", "enforced", "example", "type",
 }  # fmt: skip
@@ -31,8 +31,8 @@ CHANGING: Final[dict[str, dict[str, Any]]] = {
     "Rotation": {"overlap_seconds": 0},
 }
 """Bodies that would leave a trace where `VALID` has one that changes nothing."""
-UNTOUCHED: Final = {"api_keys", "schema_migrations"}
-"""Tables that are not the victim's: a key's last use is noted."""
+UNTOUCHED: Final = {"api_keys", "schema_migrations", "listeners"}
+"""Tables that are not the victim's: a key's last use is noted, and who has listened."""
 
 
 class Acme:
@@ -83,7 +83,7 @@ class Acme:
 
 def queries(operation: Operation, acme: Acme) -> list[dict[str, str]]:
     """Every way to name something of acme's in the query."""
-    found: list[dict[str, str]] = [{}]
+    found: list[dict[str, str]] = [{"max_s": "1"} if "max_s" in operation.parameters("query") else {}]
     found += [{name: acme.ids[name]} for name in operation.parameters("query") if name in acme.ids]
     if "customer_id" in operation.parameters("query"):
         found += [query | {"customer_id": "acme"} for query in found]

@@ -40,6 +40,7 @@ COMMANDS: Final = (
     ("secrets", "drop"),
     ("customers", "purge"),
     ("emit",),
+    ("listen",),
     ("db-url",),
     ("check",),
     ("subscriptions", "import"),

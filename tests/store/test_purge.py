@@ -10,7 +10,7 @@ import trio
 
 from daemon.ids import CustomerId, SubscriptionId
 from daemon.sealing import KeyRing
-from daemon.store import api_keys, purge, subscriptions
+from daemon.store import api_keys, listening, purge, subscriptions
 from daemon.store.connection import Connection, connect
 from daemon.store.purge import BY_CUSTOMER, FIRST, INDIRECT, Purge
 from tests.support.log import Row, write
@@ -44,6 +44,7 @@ async def fill(conn: Connection, customer_id: CustomerId) -> list[SubscriptionId
         )
         made.append(subscription.id)
     await api_keys.create(conn, customer_id)
+    await listening.begin(conn, customer_id)
     for number in range(3):
         await rows(
             conn, "SELECT * FROM dealix.emit(%s, 'deal.won', '{}', event_id => %s)", customer_id, f"order-{number}"

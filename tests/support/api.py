@@ -15,6 +15,7 @@ from quart_trio import QuartTrio
 
 from api.app import create_app
 from api.connection import Limits
+from api.listening import Tail
 from api.server import listen, serve
 from api.services import Services
 from daemon.actors.engine import Engine
@@ -135,8 +136,9 @@ async def open_api(
         test_fire=engine.test_fire.fire,
         readiness=engine.readiness,
         vitals=engine.vitals,
+        tail=Tail(pool, stop := trio.Event()),
     )
-    app, stop = create_app(services), trio.Event()
+    app = create_app(services)
     try:
         keys = await _make_keys(pool)
         async with trio.open_nursery() as nursery:
