@@ -17,10 +17,12 @@ from daemon.cli.customers import customers
 from daemon.cli.events import emit
 from daemon.cli.keys import keys
 from daemon.cli.listen import listen
+from daemon.cli.remote import deliveries, replay, trigger
 from daemon.cli.schema import db_url, migrate
 from daemon.cli.secrets import secrets
 from daemon.cli.shared import config_option, settings_from
 from daemon.cli.subscriptions import subscriptions
+from daemon.cli.verify import verify
 from daemon.errors import DealixError, SettingsInvalid
 
 FAILURE: Final = 1
@@ -84,7 +86,9 @@ def demo(config_file: Path | None) -> int:
     return demo.run(config_file)
 
 
-for _command in (migrate, keys, secrets, customers, emit, listen, subscriptions, db_url, check):
+for _command in (
+    migrate, keys, secrets, customers, emit, listen, trigger, deliveries, replay, verify, subscriptions, db_url, check,
+):  # fmt: skip
     cli.add_command(_command)
 
 

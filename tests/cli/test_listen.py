@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -20,6 +17,7 @@ from standardwebhooks import Webhook
 from tests.cli.conftest import Dealix
 from tests.support.answers import status
 from tests.support.api import Served, open_api
+from tests.support.command import running
 from tests.support.receiver import open_receiver
 
 LIMIT_S: Final = 50.0
@@ -68,49 +66,6 @@ async def wire_to(api: Served) -> AsyncGenerator[tuple[Wire, str]]:
         (listener,) = await nursery.start(partial(trio.serve_tcp, wire.serve, 0, host="127.0.0.1"))
         yield wire, f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
         nursery.cancel_scope.cancel()
-
-
-class Command:
-    """A command that runs; its lines as they come, standard error among them."""
-
-    def __init__(self, process: trio.Process) -> None:
-        self.process = process
-        self.lines: list[str] = []
-        self._more = trio.Event()
-
-    async def read(self) -> None:
-        assert self.process.stdout is not None
-        rest = ""
-        async for data in self.process.stdout:
-            *lines, rest = (rest + data.decode()).split("\n")
-            self.lines += lines
-            self._more.set()
-
-    async def line(self, pattern: str) -> re.Match[str]:
-        """The first line that the pattern finds, waited for."""
-        while True:
-            if found := next(filter(None, (re.search(pattern, line) for line in self.lines)), None):
-                return found
-            self._more = trio.Event()
-            await self._more.wait()
-
-
-@asynccontextmanager
-async def running(*words: str, **environ: str) -> AsyncGenerator[Command]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("DEALIX_")} | environ
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "daemon", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env
-    )
-    command = Command(process)
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(command.read)
-            yield command
-            nursery.cancel_scope.cancel()
-    finally:
-        with trio.CancelScope(shield=True):
-            process.kill()
-            await process.wait()
 
 
 async def emit(api: Served, *numbers: int, event_type: str = "deal.won") -> None:
