@@ -23,13 +23,12 @@ from daemon.observe import Histogram
 from daemon.policy.retry import Result
 from daemon.store.ops import Queues, Server
 
-CIRCUITS: Final = ("closed", "open", "half_open")
 REASONS: Final = ("requested", "consecutive_failures", "gone", "secret_unreadable")
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the database knows, of all daemons together. `standings`: subscriptions by circuit or reason."""
+    """What the database knows, of all daemons together. `standings`: see `ops.standings`."""
 
     queues: Queues
     outbox_age_s: float
@@ -144,7 +143,8 @@ def _queues(facts: Facts) -> Iterator[Metric]:
 
 
 def _subscriptions(standings: Mapping[str, int]) -> Iterator[Metric]:
-    circuits = {name: standings.get(name, 0) for name in CIRCUITS}
+    circuits = {name: standings.get(name, 0) for name in ("open", "half_open")}
+    circuits["closed"] = max(standings.get("enabled", 0) - sum(circuits.values()), 0)
     yield _by("dealix_subscriptions_enabled", "Enabled subscriptions, by their circuit breaker.", "circuit", circuits)
     reasons = {name: standings.get(name, 0) for name in REASONS}
     yield _by("dealix_subscriptions_disabled", "Disabled subscriptions, by the reason.", "reason", reasons)

@@ -180,19 +180,22 @@ async def troubles(conn: Connection) -> list[Trouble]:
     return [Trouble(*row) for row in await cursor.fetchall()]
 
 
-# Walks both tables, as _TROUBLES does.
+# Walks both tables, as _TROUBLES does, and joins only what is open.
 _STANDINGS: Final = """
-    SELECT CASE WHEN NOT s.enabled THEN s.disabled_reason
-                WHEN h.circuit = 'open' AND h.reopen_at <= now() THEN 'half_open'
-                ELSE h.circuit END, count(*)
-    FROM dealix.subscriptions s
-    JOIN dealix.subscription_health h ON h.subscription_id = s.id
+    SELECT coalesce(disabled_reason, 'enabled'), count(*)
+    FROM dealix.subscriptions
+    GROUP BY 1
+    UNION ALL
+    SELECT CASE WHEN h.reopen_at <= now() THEN 'half_open' ELSE 'open' END, count(*)
+    FROM dealix.subscription_health h
+    JOIN dealix.subscriptions s ON s.id = h.subscription_id
+    WHERE h.circuit = 'open' AND s.enabled
     GROUP BY 1
 """
 
 
 async def standings(conn: Connection) -> dict[str, int]:
-    """How many subscriptions are enabled, by their circuit (closed, open, half_open), and how many not, by reason."""
+    """How many subscriptions are enabled, and of them by circuit (open, half_open); how many are not, by reason."""
     return dict(await (await conn.execute(_STANDINGS)).fetchall())
 
 
