@@ -20,7 +20,7 @@ run: $(RUNTIME) ## Start the daemon with its own Postgres and a demo receiver, s
 
 # Most tests wait most of the time: two at a time, a file's in one process.
 test: $(DEV) ## Run the tests
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-rows: $(DEV) ## Run each benchmark row at a tiny size
 	$(BIN)/pytest -m rows tests/bench $(ARGS)
