@@ -211,7 +211,7 @@ async def test_unknown_addresses_and_methods_are_problems_too(api: Served) -> No
         "/redocs",
         "/scalar",
         "/static/x",
-        "/metrics",
+        "/metrics/",
         "/api/v1/ecosystem/webhooks/",
     ):
         answer = await api.client.get(path)

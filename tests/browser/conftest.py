@@ -71,9 +71,12 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def site(embedded_template: str) -> Iterator[Site]:
-    """The product at work, with an endpoint to send to."""
+    """The product at work, with an endpoint to send to.
+
+    It runs in a thread and shall not outlive what needs it: Hypothesis takes its use of `random` for a test's own.
+    """
     url = copy_of(embedded_template)
     with running_site(url) as running:
         yield running

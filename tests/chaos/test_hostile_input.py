@@ -12,6 +12,8 @@ from typing import Final
 import psycopg
 import pytest
 
+from daemon.actors.delivery import LINGER_S
+from daemon.actors.roster import IDLE_LOOK_S
 from tests.chaos.figures import Enter
 from tests.chaos.stage import Stage
 from tests.chaos.watching import Holding, holding, watched
@@ -48,6 +50,7 @@ def watched_installation(tmp_path: Path) -> Iterator[Installation]:
 
 def settle(daemon: DaemonProcess) -> Holding:
     """What it holds once actors and idle connections have gone."""
+    time.sleep(LINGER_S + 2 * IDLE_LOOK_S)
     before = holding(daemon)
     while True:
         time.sleep(3)
