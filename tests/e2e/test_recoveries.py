@@ -90,7 +90,7 @@ def test_a_recovery_moves_to_the_daemon_that_gets_its_shard_and_back_when_that_o
     younger = installation.start(migrated_database)
     younger.wait_for("shards.gained")
     seen = len(receiver.receipts(hook.name))
-    receiver.wait_for(seen + 40, hook.name)
+    receiver.wait_for(seen + 40, hook.name, within_s=25)
     assert scene.rows("SELECT state FROM dealix.recoveries") == [("running",)]
     younger.kill()
     found = ended(elder, recovery_id)
