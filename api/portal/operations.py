@@ -23,10 +23,6 @@ class Operations:
     def __init__(self, routes: Iterable[Route]) -> None:
         self._routes = {one.name: one for one in routes}
 
-    def has(self, name: str) -> bool:
-        """Whether there is such an operation."""
-        return name in self._routes
-
     async def ask(  # noqa: PLR0913 a request's parts, all but the first three named at the call
         self,
         caller: Caller,

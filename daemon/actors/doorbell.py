@@ -16,7 +16,7 @@ class Doorbell:
         self._event.set()
 
     async def wait(self, timeout_s: float) -> bool:
-        """Wait for a ring, at most `timeout_s` (may be infinite). True if it rang; the bell is silent again then."""
+        """Wait for a ring, at most `timeout_s`. True if it rang; the bell is silent again then."""
         with trio.move_on_after(timeout_s):
             await self._event.wait()
         rung = self._event.is_set()

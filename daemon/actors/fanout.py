@@ -58,7 +58,7 @@ class Fanout:
     async def _look(self, conn: Connection, shards: frozenset[int], room: Room) -> Claimed:
         """At the shards of which more waits than a look takes, customer by customer, and at the others, by turns."""
         deep = self._deep & shards
-        self._is_deep_turn = bool(deep) and not self._is_deep_turn
+        self._is_deep_turn = bool(deep) and (deep == shards or not self._is_deep_turn)
         if self._is_deep_turn:
             claimed = await outbox.fan_out_fairly(conn, deep, room, self._after)
             self._after = claimed.resume or outbox.START

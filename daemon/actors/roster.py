@@ -282,7 +282,7 @@ class Roster:
 
     async def _give_back(self) -> None:
         while True:
-            await self._return_bell.wait(float("inf"))
+            await self._return_bell.answer()
             while self._returns:
                 batch, self._returns = self._returns, []
                 if not await self._returned(batch):

@@ -16,20 +16,6 @@ def bucket(duration_ms: int) -> int:
     return bisect_left(BOUNDS_MS, duration_ms)
 
 
-def percentile_ms(counts: Sequence[int], share: float) -> int | None:
-    """The upper bound of the bucket in which the `share` (0–1) of all durations is reached; None for no durations.
-
-    What is over the last bound is reported as the last bound.
-    """
-    rank = share * sum(counts)
-    seen = 0
-    for index, count in enumerate(counts):
-        seen += count
-        if count and seen >= rank:
-            return BOUNDS_MS[min(index, len(BOUNDS_MS) - 1)]
-    return None
-
-
 def quantile_ms(counts: Sequence[int], share: float) -> float | None:
     """Where the `share` (0–1) of all durations is reached, taking them as even within each bucket; None for none.
 

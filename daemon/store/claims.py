@@ -5,7 +5,7 @@ rows, and a plan that was made for the one meets the other: planned on an empty 
 rows took 108 s, since all of the table was compared with all of a list. So rows are found again by
 `ctid = ANY (ARRAY(…))`, a row's own values come from a JSON object by key, another table's row by LATERAL behind
 OFFSET 0, which stays a look-up for each row, and `IN` stands before IS TRUE, which keeps it a hash.
-tests/store/test_statements.py runs them on such plans.
+tests/store/test_plans_for_other_times.py runs them on such plans.
 """
 
 from __future__ import annotations

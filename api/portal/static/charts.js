@@ -46,7 +46,7 @@ function draw() {
 
   const bars = uPlot.paths.bars({ size: [0.68, 40], radius: 0.12 });
   const bar = (name) => ({ fill: colour(name), width: 0, paths: bars, points: { show: false } });
-  const curve = (name, extra) => ({ stroke: colour(name), width: 2, spanGaps: false, points: { size: 5, fill: colour(name) }, ...extra });
+  const curve = (name, extra) => ({ stroke: colour(name), width: 2, spanGaps: false, points: { show: true, size: 5, fill: colour(name) }, ...extra });
   const from0 = (least) => (_, low, high) => [0, Math.max(least, (high || 0) * 1.08)];
   const all = data.success.map((value, i) => value + data.failed[i]);
   plot("deliveries", [all, data.success], [bar("bad"), bar("good")], "", from0(4));

@@ -98,9 +98,10 @@ BEGIN
                 || left(replace(gen_random_uuid()::text, '-', ''), 12);
     INSERT INTO dealix.events (id, customer_id, type, data, created_at, matched)
     VALUES (event_id, customer_id, event_type, data, told_at, cardinality(ids));
-    INSERT INTO dealix.outbox (shard, event_id, event_day, event_type, data_bytes, subscription_ids)
-    VALUES (own_shard, event_id, told_day, event_type, octet_length(data), ids);
+    INSERT INTO dealix.outbox (shard, customer_id, event_id, event_day, event_type, data_bytes, subscription_ids)
+    VALUES (own_shard, customer_id, event_id, told_day, event_type, octet_length(data), ids);
     PERFORM pg_notify('dealix_wake', own_shard::text)
-    WHERE pg_try_advisory_lock_shared(1145372674, own_shard) AND pg_advisory_unlock_shared(1145372674, own_shard);
+    WHERE pg_try_advisory_lock_shared(1145372674, own_shard) AND pg_advisory_unlock_shared(1145372674, own_shard)
+      AND pg_notification_queue_usage() < 0.5;  -- as emit: a ring is not worth the recorder's transaction
     RETURN cardinality(ids);
 END $$;

@@ -24,7 +24,11 @@ CREATE TABLE dealix.heard (
     PRIMARY KEY (customer_id, xid, id)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000);
 
--- The function is as in 0011_outbox_by_customer.sql but for the look at the listeners, an empty table as a rule.
+-- The function is as in 0002_emit.sql but for these:
+-- a day without a partition, where no daemon has run for so long, is an error that says so and what to do;
+-- the outbox row has its customer (0011_outbox_by_customer.sql);
+-- nobody is rung for where the NOTIFY queue is half full (0004_trouble.sql) or nobody owns the shard;
+-- and the event is noted for those who listen, of whom there are none as a rule.
 CREATE OR REPLACE FUNCTION dealix.emit(
     customer_id text,
     event_type text,
