@@ -8,22 +8,28 @@ import random
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
 import psycopg
 import pytest
 
+from daemon.actors.ownership import CHECK_S, HEARTBEAT_S
+from daemon.store.shards import SHARDS
 from tests.chaos.figures import Enter
 from tests.chaos.proxy import Proxy
 from tests.chaos.stage import Stage, sleep_until
 from tests.chaos.watching import rss_kb
 from tests.e2e import oracle
+from tests.e2e.load import PER_SUBSCRIPTION
 from tests.e2e.prober import Prober, probing
-from tests.e2e.traffic import Emitter, Receiver
+from tests.e2e.shares import owned
+from tests.e2e.traffic import Emitter, Receipt, Receiver
 from tests.support.daemon_process import DaemonProcess, Installation, until
 from tests.support.own_server import OwnServer
 from tests.support.postgres import fresh_database
@@ -33,6 +39,8 @@ pytestmark = [pytest.mark.parametrize("own_cluster", ["18"], indirect=True), pyt
 RECOVERED_S: Final = 5.0
 UNAVAILABLE_S: Final = 2.3
 """Two seconds, and what a busy machine adds."""
+NOTICED_S: Final = 2 * HEARTBEAT_S + 2 * CHECK_S
+"""Two heartbeats, and one check that is too early to find the second one missing."""
 HEARD_AGAIN_S: Final = 6.5
 """Two heartbeats and a check without an echo, and a new session."""
 FLAT_KB: Final = 12_000
@@ -194,6 +202,78 @@ def test_a_network_that_falls_silent(by_proxy: Case, proxy: Proxy, enter: Enter)
     enter("C8", "network silent for 8 s", times, verdict, by_proxy.emitter, recovery_s=max(by_proxy.recoveries))
     assert max(by_proxy.recoveries) < RECOVERED_S
     assert verdict.duplicates == 0
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_the_listening_session_is_discarded(by_proxy: Case, proxy: Proxy, replicas: int, enter: Enter) -> None:
+    """LISTEN, the locks of all shards and every prepared statement are gone, and the connection stands as before."""
+    others = [by_proxy.stage.start() for _ in range(replicas - 1)]
+    times = 6
+    faults = [meddle(by_proxy, proxy, "DISCARD ALL", replicas) for _ in range(times)]
+    wait_until_shared(by_proxy, replicas)
+    verdict = by_proxy.finish()
+    noticed_s = max(lost_at - at for at, lost_at in faults)
+    bound = "0" if replicas == 1 else "in flight at the faults"
+    enter("C8", f"DISCARD ALL on the listening session, replicas: {replicas}; noticed after {noticed_s:.2f} s", times,
+          verdict, by_proxy.emitter, bound=bound, recovery_s=max(by_proxy.recoveries))  # fmt: skip
+    assert noticed_s < NOTICED_S
+    assert max(by_proxy.recoveries) < RECOVERED_S
+    if replicas == 1:
+        assert verdict.duplicates == 0
+    assert verdict.repeated <= straddling(by_proxy.stage, faults), "a duplicate of something that was not in flight"
+    assert verdict.duplicates <= times * PER_SUBSCRIPTION * len(by_proxy.stage.scene.subscribed)
+    for daemon in others:
+        assert daemon.stop() == 0
+
+
+@pytest.mark.chaos
+def test_the_listening_session_goes_deaf(by_proxy: Case, proxy: Proxy, enter: Enter) -> None:
+    """Locks and statements stay, so that nothing but the missing heartbeat tells."""
+    times = 3
+    faults = [meddle(by_proxy, proxy, "UNLISTEN *", 1) for _ in range(times)]
+    verdict = by_proxy.finish()
+    noticed_s = max(lost_at - at for at, lost_at in faults)
+    enter("C8", f"UNLISTEN * on the listening session, noticed after {noticed_s:.2f} s", times, verdict,
+          by_proxy.emitter, recovery_s=max(by_proxy.recoveries))  # fmt: skip
+    assert noticed_s < NOTICED_S
+    assert max(by_proxy.recoveries) < RECOVERED_S
+    assert verdict.duplicates == 0
+
+
+def meddle(case: Case, proxy: Proxy, statement: str, replicas: int) -> tuple[float, float]:
+    """Run a statement on the session that the daemon has through the proxy; when, and when the daemon gave it up."""
+    wait_until_shared(case, replicas)
+    case.emitter.go_on(100)
+    lost = len(case.daemon.lines("ownership.lost"))
+    at = time.monotonic()
+    assert proxy.tell("inject", "dealix owner", statement) == "done"
+    case.daemon.wait_for("ownership.lost", lost + 1, within_s=2 * NOTICED_S)
+    lost_at = time.monotonic()
+    case.recover(at)
+    return at, lost_at
+
+
+def wait_until_shared(case: Case, replicas: int) -> None:
+    """Until each has its share of the shards."""
+    until(
+        lambda: [len(shards) for shards in owned(case.stage.scene).values()] == [SHARDS // replicas] * replicas,
+        within_s=30,
+        what=f"{SHARDS} shards among {replicas}",
+    )
+
+
+def straddling(stage: Stage, faults: list[tuple[float, float]]) -> set[oracle.Claim]:
+    """Attempts that were received before the end of a fault, and after whose beginning the same duty came again."""
+    found: set[oracle.Claim] = set()
+    by_duty: defaultdict[oracle.Duty, list[Receipt]] = defaultdict(list)
+    for receipt in stage.scene.receiver.receipts():
+        by_duty[receipt.duty].append(receipt)
+    for receipts in by_duty.values():
+        for earlier, later in pairwise(receipts):
+            if any(earlier.at <= ended + oracle.ARRIVING_S and began <= later.at for began, ended in faults):
+                found.add(earlier.claim)
+    return found
 
 
 # -- it hangs up ------------------------------------------------------------------------------------------------------
