@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
+
+import trio
 
 from daemon.actors.bookmark import Bookmark
 from daemon.actors.claiming import Claiming
@@ -17,8 +20,25 @@ POLL_S: Final = 0.5
 QUICK_S: Final = 0.005
 QUICK_LOOKS: Final = 4
 """After the last work, looks this far apart: an emitter that saw us at work has not rung, and commits just now."""
-BUSY_AFTER: Final = 3
-"""Looks in a row that found work, after which emitters are asked not to ring: each ring makes their commits queue."""
+BUSY_ROWS: Final = 30
+FLOW_S: Final = 0.1
+"""So many rows in about that time, and emitters are asked not to ring. Commits that ring go one after the other, each
+with its flush: 32 emitters fell from 3,500 events a second to 1,350. Looking by itself costs 4 % of a core."""
+
+
+class Flow:
+    """How many rows came lately: each counts for 1 when it comes, and for a third `FLOW_S` later."""
+
+    def __init__(self) -> None:
+        self._level = 0.0
+        self._at = 0.0
+
+    def add(self, rows: int) -> float:
+        """Rows came; returns the level. A steady flow of N a second keeps it at about N times `FLOW_S`."""
+        now = trio.current_time()
+        self._level = self._level * math.exp((self._at - now) / FLOW_S) + rows
+        self._at = now
+        return self._level
 
 
 class Fanout:
@@ -29,31 +49,30 @@ class Fanout:
         self._ownership = ownership
         self._sizes = sizes
         self._bookmark = Bookmark(ownership)
+        self._flow = Flow()
         self._deep: frozenset[int] = frozenset()
         self._is_deep_turn = False
         self._after = outbox.START
 
     async def run(self) -> None:
-        """Look, and look again at once while there is work; else wait for a ring."""
-        in_a_row = 0
+        """Look: at once while a shard is deep, else when it rings, soon after there was work, and now and then."""
         quick = 0
         while True:
             claimed = await self._claiming.batch(self._look)
             if claimed.seen:
                 self._sizes.add(claimed.seen)
-            if claimed.seen or self._deep & self._ownership.shards:
-                in_a_row += 1
-                quick = QUICK_LOOKS
-                if in_a_row >= BUSY_AFTER:
+                if self._flow.add(claimed.seen) >= BUSY_ROWS:
                     self._ownership.keep_busy()
+            is_deep = bool(self._deep & self._ownership.shards)
+            if claimed.seen or is_deep or self._ownership.is_busy:
+                quick = QUICK_LOOKS
+            if is_deep:
                 continue
-            in_a_row = 0
-            if quick > 0 or self._ownership.is_busy:
+            if quick > 0:
                 quick -= 1
                 await self._ownership.outbox_bell.wait(QUICK_S)
             else:
                 await self._ownership.outbox_bell.wait(POLL_S)
-                quick = 0
 
     async def _look(self, conn: Connection, shards: frozenset[int], room: Room) -> Claimed:
         """At the shards of which more waits than a look takes, customer by customer, and at the others, by turns."""

@@ -218,6 +218,27 @@ async def test_work_makes_an_owner_busy_and_an_idle_one_is_woken_again(migrated_
             assert [n.payload for n in await listener.next_notifies(2)] == [str(shard_of("acme"))]
 
 
+async def test_a_steady_flow_that_is_borne_with_ease_rings_seldom(migrated_database: str) -> None:
+    """Each look finds a little and the next one nothing, on and on; and commits that ring wait for each other."""
+    with trio.fail_after(30):
+        async with (
+            open_receiver() as receiver,
+            running_engine(migrated_database) as running,
+            await connect(migrated_database, timeout_s=5, application_name="listener") as listener,
+            await connect(migrated_database, timeout_s=5, application_name="emitter") as emitter,
+        ):
+            await running.subscribe(receiver.url())
+            await listener.execute(f"LISTEN {WAKE}")
+            commits = 100
+            for n in range(commits):
+                async with emitter.transaction():
+                    for _ in range(20):
+                        await emitter.execute(EMIT, (f'{{"n": {n}}}',))
+                await trio.sleep(0.01)
+            await receiver.wait_for(20 * commits)
+            assert len(await listener.next_notifies(0.05)) < commits // 4
+
+
 # ── raw NOTIFY ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 GOOD: Final = '{{"customer_id":"acme","event_type":"deal.won","payload":{{"n":{}}}}}'
