@@ -38,7 +38,7 @@ class Claiming:
 
     async def batch(self, claim: Statement) -> Claimed:
         """Wait for room, run `claim`, hand over what it claimed; nothing without shards."""
-        while self._has_enough():  # noqa: ASYNC110 - counters
+        while self.has_enough():  # noqa: ASYNC110 - counters
             await trio.sleep(LOOK_S)
         async with self._pool.connection(QUERY_S) as conn:
             shards, term = self._ownership.shards, self._ownership.term  # now: the connection may have taken seconds
@@ -50,7 +50,8 @@ class Claiming:
                 await self._roster.take(conn, claimed.claims, claimed.held, term=term)
         return claimed
 
-    def _has_enough(self) -> bool:
+    def has_enough(self) -> bool:
+        """Whether to claim more would gain nothing at this moment."""
         if self._recorder.is_behind() or self._lanes.waiting() > MAX_WAITING:
             return True
         return self._lanes.is_crowded() and self._roster.waiting() > MAX_STOCK

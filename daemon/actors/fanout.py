@@ -24,6 +24,8 @@ BUSY_ROWS: Final = 30
 FLOW_S: Final = 0.1
 """So many rows in about that time, and emitters are asked not to ring. Commits that ring go one after the other, each
 with its flush: 32 emitters fell from 3,500 events a second to 1,350. Looking by itself costs 4 % of a core."""
+BUSY_LINGER_S: Final = 0.1
+"""So long after a look that found such a flow. A look that has to wait for room does not end it."""
 
 
 class Flow:
@@ -57,12 +59,17 @@ class Fanout:
     async def run(self) -> None:
         """Look: at once while a shard is deep, else when it rings, soon after there was work, and now and then."""
         quick = 0
+        busy_until = 0.0
         while True:
+            if self._claiming.has_enough():  # a ring would not make us look
+                busy_until = self._keep_busy()
             claimed = await self._claiming.batch(self._look)
             if claimed.seen:
                 self._sizes.add(claimed.seen)
-                if self._flow.add(claimed.seen) >= BUSY_ROWS:
-                    self._ownership.keep_busy()
+            if claimed.seen and self._flow.add(claimed.seen) >= BUSY_ROWS:
+                busy_until = self._keep_busy()
+            if trio.current_time() >= busy_until:
+                self._ownership.rest()
             is_deep = bool(self._deep & self._ownership.shards)
             if claimed.seen or is_deep or self._ownership.is_busy:
                 quick = QUICK_LOOKS
@@ -73,6 +80,11 @@ class Fanout:
                 await self._ownership.outbox_bell.wait(QUICK_S)
             else:
                 await self._ownership.outbox_bell.wait(POLL_S)
+
+    def _keep_busy(self) -> float:
+        """Returns until when, unless it is renewed."""
+        self._ownership.keep_busy()
+        return trio.current_time() + BUSY_LINGER_S
 
     async def _look(self, conn: Connection, shards: frozenset[int], room: Room) -> Claimed:
         """At the shards of which more waits than a look takes, customer by customer, and at the others, by turns."""

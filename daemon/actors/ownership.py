@@ -41,7 +41,7 @@ HEARTBEAT_S: Final = 2.0
 SILENT_S: Final = 6.0
 """Another daemon whose session has been silent for so long is frozen, and the server did not end it after 5 s."""
 STOP_LOOK_S: Final = 0.02
-BUSY_LINGER_S: Final = 0.1
+BUSY_LOOK_S: Final = 0.1
 
 
 class Ownership:
@@ -70,7 +70,7 @@ class Ownership:
         self._token = secrets.token_hex(8)
         self._heard_at = 0.0
         self._busy: set[int] = set()
-        self._busy_until = -1.0
+        self._wants_busy = False
         self._wait_scope: trio.CancelScope | None = None
 
     # -- what others ask --------------------------------------------------------------------------------------------
@@ -86,10 +86,14 @@ class Ownership:
         return self._fence.term
 
     def keep_busy(self) -> None:
-        """There is much to do: ask emitters for a while not to wake us. Renewed by every call."""
-        self._busy_until = trio.current_time() + BUSY_LINGER_S
+        """There is much to do: ask emitters not to wake us, until `rest`."""
+        self._wants_busy = True
         if len(self._busy) < len(self.shards):
             self._nudge()
+
+    def rest(self) -> None:
+        """There is little to do: have emitters wake us again, within BUSY_LOOK_S. `is_busy` tells when."""
+        self._wants_busy = False
 
     async def stop(self) -> None:
         """Take no more work, give back what is not in flight; returns when every shard is unlocked or lost."""
@@ -147,7 +151,7 @@ class Ownership:
                 await self._update_busy(conn)
             left_s = max(until - trio.current_time(), 0.0)
             with trio.CancelScope() as self._wait_scope:
-                for notice in await conn.next_notifies(min(left_s, BUSY_LINGER_S) if self._busy else left_s):
+                for notice in await conn.next_notifies(min(left_s, BUSY_LOOK_S) if self._busy else left_s):
                     self._hear(notice.channel, notice.payload)
             self._wait_scope = None
             # Asked last: where the checks alone take longer than the round, what has come is heard all the same.
@@ -257,7 +261,7 @@ class Ownership:
         self.shards = frozenset(self._fence.owned - self._fence.draining)
 
     async def _update_busy(self, conn: Connection) -> None:
-        if trio.current_time() < self._busy_until:
+        if self._wants_busy:
             wanted = self.shards - self._busy
             if wanted:
                 self._busy.update(await store.try_busy(conn, wanted))

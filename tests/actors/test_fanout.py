@@ -239,6 +239,30 @@ async def test_a_steady_flow_that_is_borne_with_ease_rings_seldom(migrated_datab
             assert len(await listener.next_notifies(0.05)) < commits // 4
 
 
+async def test_an_owner_that_has_to_wait_for_room_is_not_rung_meanwhile(migrated_database: str) -> None:
+    """With all places taken it cannot look, for seconds: that is not idleness, and a ring would not help it."""
+    with trio.fail_after(30):
+        async with (
+            open_receiver() as receiver,
+            running_engine(migrated_database, delivery={"max_in_flight": 8}) as running,
+            await connect(migrated_database, timeout_s=5, application_name="listener") as listener,
+            await connect(migrated_database, timeout_s=5, application_name="emitter") as emitter,
+        ):
+            for n in range(40):
+                receiver.answer(f"/{n}", status(200, delay_s=0.2))
+                await running.subscribe(receiver.url(f"/{n}"))
+            await listener.execute(f"LISTEN {WAKE}")
+            for n in range(5):
+                await emitter.execute(EMIT, (f'{{"n": {n}}}',))
+            await receiver.wait_for(20)
+            await listener.next_notifies(0.05)
+            commits = 100
+            for n in range(commits):
+                await emitter.execute(EMIT, (f'{{"n": {n}}}',))
+                await trio.sleep(0.01)
+            assert len(await listener.next_notifies(0.05)) < commits // 4
+
+
 # ── raw NOTIFY ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 GOOD: Final = '{{"customer_id":"acme","event_type":"deal.won","payload":{{"n":{}}}}}'
