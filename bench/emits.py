@@ -43,11 +43,13 @@ ANALYZE bench.customers;
 
 
 class Beside(msgspec.Struct, frozen=True):
-    """One run: events a second, and of the same INSERTs."""
+    """One run: events a second, of `emit` without its wake-up, and of the same INSERTs."""
 
     emit_per_s: float
+    silent_per_s: float
     insert_per_s: float
     ratio: float
+    to_silent: float
 
 
 def prepare(on: Stage) -> None:
@@ -59,10 +61,12 @@ def prepare(on: Stage) -> None:
 
 
 def beside(emitted: Callable[[str], Done], turn: int) -> Beside:
-    """Emits and INSERTs, the one first in one turn and the other in the next."""
-    order = (EMIT, INSERT) if turn % 2 == 0 else (INSERT, EMIT)
-    rates = {script: emitted(script).per_second for script in order}
-    return Beside(rates[EMIT], rates[INSERT], rates[EMIT] / rates[INSERT])
+    """All three, in another order in the next turn."""
+    scripts = (EMIT, EMIT_SILENT, INSERT)
+    first = turn % len(scripts)
+    rates = {script: emitted(script).per_second for script in scripts[first:] + scripts[:first]}
+    emit, silent, insert = (rates[script] for script in scripts)
+    return Beside(emit, silent, insert, emit / insert, emit / silent)
 
 
 def delivered(on: Stage, arrivals: Arrivals, events: int, script: str) -> Done:
