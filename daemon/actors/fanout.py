@@ -19,7 +19,8 @@ POLL_S: Final = 0.5
 """Without a ring: how late an event can be whose ring was lost or never sent."""
 QUICK_S: Final = 0.005
 QUICK_LOOKS: Final = 4
-"""After the last work, looks this far apart: an emitter that saw us at work has not rung, and commits just now."""
+"""While we are busy and a little longer, looks this far apart: an emitter that saw us busy does not ring, and may commit
+just after."""
 BUSY_ROWS: Final = 30
 FLOW_S: Final = 0.1
 """So many rows in about that time, and emitters are asked not to ring. Commits that ring go one after the other, each
@@ -70,10 +71,9 @@ class Fanout:
                 busy_until = self._keep_busy()
             if trio.current_time() >= busy_until:
                 self._ownership.rest()
-            is_deep = bool(self._deep & self._ownership.shards)
-            if claimed.seen or is_deep or self._ownership.is_busy:
+            if self._ownership.is_busy:
                 quick = QUICK_LOOKS
-            if is_deep:
+            if self._deep & self._ownership.shards:
                 continue
             if quick > 0:
                 quick -= 1

@@ -46,9 +46,9 @@ class Recovery:
         """One step after the other."""
         pause_s = IDLE_S
         while True:
-            moved = await self._claiming.batch(self._step)
+            step = await self._claiming.batch(self._step)
             shortest_s = BUSY_PAUSE_S if self._ownership.is_busy else PAUSE_S
-            pause_s = shortest_s if moved else min(max(pause_s * GROWTH, shortest_s), IDLE_S)
+            pause_s = shortest_s if step.seen else min(max(pause_s * GROWTH, shortest_s), IDLE_S)
             await trio.sleep(pause_s)
 
     async def _step(self, conn: Connection, shards: frozenset[int], room: Room) -> Claimed:

@@ -38,3 +38,15 @@ async def test_a_failed_attempt_is_retried_with_the_next_number_and_identical_by
             assert first.body == second.body
             assert [row[:3] for row in await running.log_rows(2)] == [(1, "retry", 500), (2, "delivered", 200)]
             assert await running.count() == 0
+
+
+async def test_a_daemon_without_work_leaves_the_database_in_peace(migrated_database: str) -> None:
+    """Its looks are some eight a second; a loop that forgets to rest makes hundreds, and a tenth of a core."""
+    transactions = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
+    with trio.fail_after(20):
+        async with running_engine(migrated_database) as running:
+            await running.share(64)
+            await trio.sleep(2)  # what sessions count is shown when they have been idle for a second
+            before = (await running.rows(transactions))[0][0]
+            await trio.sleep(4)
+            assert (await running.rows(transactions))[0][0] - before < 4 * 25
