@@ -21,7 +21,7 @@ QUICK_S: Final = 0.005
 QUICK_LOOKS: Final = 4
 """While we are busy and a little longer, looks this far apart: an emitter that saw us busy does not ring, and may commit
 just after."""
-BUSY_ROWS: Final = 30
+BUSY_ROWS: Final = 60
 FLOW_S: Final = 0.1
 """So many rows in about that time, and emitters are asked not to ring. Commits that ring go one after the other, each
 with its flush: 32 emitters fell from 3,500 events a second to 1,350. Looking by itself costs 4 % of a core."""
