@@ -49,11 +49,12 @@ class NotThatFast(click.ClickException):
 
 @dataclass(frozen=True)
 class Pace:
-    """So many events a second for so long, made by so many emitters in turns."""
+    """So many events a second for so long, made by so many emitters in turns, `each` in one transaction."""
 
     per_second: float
     seconds: float
     emitters: int = 1
+    each: int = 1
 
     @property
     def events(self) -> int:
@@ -107,6 +108,7 @@ def emitting(on: Stage, pace: Pace, customers: Sequence[str], *, post: bool = Fa
                 interval_ns=interval_ns,
                 events=pace.events,
                 emitters=pace.emitters,
+                each=pace.each,
                 own=list(range(first, min(first + THREADS, pace.emitters))),
                 customers=list(customers),
                 data=DATA,

@@ -37,14 +37,20 @@ class Part(msgspec.Struct, frozen=True):
 
 @click.command("sustained")
 @click.option("--per-second", default=2000, show_default=True, help="Events a second, by 16 emitters.")
+@click.option(
+    "--each",
+    default=10,
+    show_default=True,
+    help="Events in one transaction: with one, commits take a core.",
+)
 @click.option("--minutes", default=5.0, show_default=True)
-def sustained(per_second: int, minutes: float) -> None:
+def sustained(per_second: int, each: int, minutes: float) -> None:
     """A steady load: does what waits, the latency or the memory grow? Each line is a tenth of the time."""
-    parts, others = measure(per_second, minutes)
+    parts, others = measure(Pace(per_second, minutes * 60 + WARM_UP_S, EMITTERS, each))
     first, last = parts[0], parts[-1]
     what = f"at {per_second:,}/s for {minutes:g} minutes"
     publish(
-        f"{what}, 1 KB, 100 endpoints; a line for each tenth of the time",
+        f"{what}, {each} events a transaction, 1 KB, 100 endpoints; a line for each tenth of the time",
         parts,
         [
             Figure(f"{what}: p99 of emit call → arrival, last tenth", last.p99_ms, "ms", floor=first.p99_ms),
@@ -58,9 +64,8 @@ def sustained(per_second: int, minutes: float) -> None:
     )
 
 
-def measure(per_second: float, minutes: float) -> tuple[list[Part], float]:
+def measure(load: Pace) -> tuple[list[Part], float]:
     """One run, by its tenths."""
-    load = Pace(per_second, minutes * 60 + WARM_UP_S, EMITTERS)
     with stage(len(CUSTOMERS)) as on:
         migrated(on)
         register(on, CUSTOMERS)

@@ -36,7 +36,7 @@ TOO_FAST: Final = "the machine does not bear this load"
         ("flood", {"events": "6000", "singles": "2", "every": "0.1"}, 2, 4),
         ("replicas", {"events": "1000", "seconds": "8", "per-second": "100", "runs": "1"}, 1, 5),
         ("subscriptions", {"registered": "1000", "events": "1000", "runs": "1"}, 1, 3),
-        ("sustained", {"per-second": "100", "minutes": "0.2"}, 10, 4),
+        ("sustained", {"per-second": "100", "each": "3", "minutes": "0.2"}, 10, 4),
         ("backlog", {"deliveries": "5000", "window": "1000", "runs": "1"}, 1, 4),
         ("log", {"attempts": "9000", "runs": "2"}, 2, 5),
         ("memory", {"minutes": "0.2", "events": "1000"}, 1, 3),
