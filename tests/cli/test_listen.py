@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
-from functools import partial
 from typing import Final
 
 import pytest
@@ -18,54 +15,11 @@ from tests.cli.conftest import Dealix
 from tests.support.answers import status
 from tests.support.api import Served, open_api
 from tests.support.command import running
+from tests.support.network import network_to
 from tests.support.receiver import open_receiver
 
 LIMIT_S: Final = 50.0
 SECRET: Final = "whsec_" + "c2VjcmV0" * 5
-
-
-class Wire:
-    """A network between the command and the API: connections are cut, and while it is down, new ones too."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._alive: set[trio.SocketStream] = set()
-        self.down = False
-        self.tried = 0
-        """Connections that came, also while it was down."""
-
-    def cut(self) -> None:
-        self.down = True
-        for stream in list(self._alive):
-            stream.socket.close()
-
-    async def serve(self, client: trio.SocketStream) -> None:
-        self.tried += 1
-        if self.down:
-            return
-        async with client, await trio.open_tcp_stream("127.0.0.1", self._port) as server:
-            self._alive |= {client, server}
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._pump, client, server, nursery.cancel_scope)
-                    nursery.start_soon(self._pump, server, client, nursery.cancel_scope)
-            finally:
-                self._alive -= {client, server}
-
-    async def _pump(self, source: trio.SocketStream, sink: trio.SocketStream, scope: trio.CancelScope) -> None:
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            async for data in source:
-                await sink.send_all(data)
-        scope.cancel()
-
-
-@asynccontextmanager
-async def wire_to(api: Served) -> AsyncGenerator[tuple[Wire, str]]:
-    wire = Wire(api.port)
-    async with trio.open_nursery() as nursery:
-        (listener,) = await nursery.start(partial(trio.serve_tcp, wire.serve, 0, host="127.0.0.1"))
-        yield wire, f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
-        nursery.cancel_scope.cancel()
 
 
 async def emit(api: Served, *numbers: int, event_type: str = "deal.won") -> None:
@@ -81,7 +35,7 @@ async def test_events_of_a_cut_network_all_arrive_once_and_in_order_verified_by_
     with trio.fail_after(LIMIT_S):
         async with (
             open_api(migrated_database) as api,
-            wire_to(api) as (wire, url),
+            network_to(api.port) as (network, url),
             open_receiver() as receiver,
             running(
                 *("listen", "--forward-to", receiver.url("/hook"), "--api-url", url), DEALIX_API_KEY=api.keys["acme"]
@@ -91,14 +45,14 @@ async def test_events_of_a_cut_network_all_arrive_once_and_in_order_verified_by_
             await command.line(r"^Ready\.$")
             await emit(api, *range(20))
             await receiver.wait_for(20)
-            wire.cut()
+            network.cut()
             await emit(api, *range(20, 270))
             await command.line("^Disconnected .*Trying again")
-            before = wire.tried
-            while wire.tried < before + 2:
+            before = network.tried
+            while network.tried < before + 2:
                 await trio.sleep(0.05)
             await emit(api, *range(270, 520))
-            wire.down = False
+            network.come_back()
             requests = await receiver.wait_for(520, timeout_s=30)
             await command.line(r"^Connected again; nothing was lost\.$")
             await emit(api, 520)
@@ -154,7 +108,7 @@ async def test_what_cannot_work_is_told_at_once(migrated_database: str) -> None:
     with trio.fail_after(LIMIT_S):
         async with open_api(migrated_database) as api:
             for key, words, said in (
-                ("dlx_wrong", (), "dealix: the API answered 401: A valid key is needed"),
+                ("dlx_wrong", (), "dealix: the API answered 401: A valid key is needed: "),
                 (api.keys["ops"], (), "dealix: the API answered 422: customer_id: is needed with an ops key"),
                 (api.keys["acme"], ("--events", "deal.lots"), "dealix: the API answered 400: There is no event type"),
             ):
