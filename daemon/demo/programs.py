@@ -58,6 +58,12 @@ class Programs:
         quoted = query.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$").replace("`", "\\`")
         return f'{shlex.quote(_psql(by_name=True))} "$({url})" -c "{quoted}"'
 
+    def export_line(self, api_url: str, key: str) -> str:
+        """A line for a shell after which `dealix` and its commands know this demo."""
+        named = {"DEALIX_DATA_DIR": self._environ["DEALIX_DATA_DIR"], "DEALIX_API_URL": api_url, "DEALIX_API_KEY": key}
+        settings = [f"{name}={shlex.quote(value)}" for name, value in named.items()]
+        return " ".join(["export", *settings, f'PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"'])
+
     def serve(self, log: Path) -> Daemon:
         """Start the daemon; its log goes to a file."""
         with log.open("wb") as output:

@@ -187,6 +187,9 @@ Emit the next one over HTTP:
 or in SQL, in a transaction of your own:
   {programs.psql_line(_query(9))}
 
+For a receiver of your own and the other commands (see README.md), in another terminal first:
+  {programs.export_line(api.origin, api.key)}
+
 Each further delivery is shown here. Ctrl-C ends the demo; its data stays for the next start.
 """)
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import queue
 import re
 import shutil
 import signal
 import socket
 import stat
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,66 +19,13 @@ import pytest
 from daemon.demo.receiver import standard_webhooks_holds, stripe_format_holds
 from daemon.embedded_postgres.processes import members
 from daemon.policy.signing import Signer, SigningKey
-from tests.support.daemon_process import ROOT, until
+from tests.support.daemon_process import until
+from tests.support.demo import LINE_S, Demo, demos_in
 
-LINE_S: Final = 60.0
 ARRIVED: Final = re.compile(
     r"\d\d:\d\d:\d\d  deal\.won  (?P<id>evt_[0-9a-f]{24})  attempt 1  "
     r"✓ Stripe format  ✓ Standard Webhooks  (?P<data>.*)"
 )
-
-
-class Demo:
-    """A running demo and the lines that it has printed."""
-
-    def __init__(self, directory: Path) -> None:
-        environ = {key: value for key, value in os.environ.items() if not key.startswith("DEALIX_")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "daemon", "demo"],
-            cwd=directory,
-            env=environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.put(line.rstrip("\n"))
-        self._lines.put(None)
-
-    def close(self) -> None:
-        self.process.wait(LINE_S)
-        self._reader.join(LINE_S)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-    def line(self) -> str | None:
-        """The next line, None at the end."""
-        return self._lines.get(timeout=LINE_S)
-
-    def until(self, beginning: str) -> list[str]:
-        """The lines up to the first that begins like this."""
-        lines: list[str] = []
-        while (line := self.line()) is not None:
-            lines.append(line)
-            if line.startswith(beginning):
-                return lines
-        raise AssertionError("\n".join(lines))
-
-    def end(self, number: signal.Signals) -> list[str]:
-        """Send the signal; the rest of its lines. It ends with 0."""
-        self.process.send_signal(number)
-        rest: list[str] = []
-        while (line := self.line()) is not None:
-            rest.append(line)
-        assert self.process.wait(LINE_S) == 0
-        return rest
 
 
 @pytest.fixture
@@ -94,13 +38,8 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(place: Path) -> Iterator[list[Demo]]:
-    demos: list[Demo] = []
-    yield demos
-    for demo in demos:
-        if demo.process.poll() is None:
-            demo.process.kill()
-        demo.close()
-    until(lambda: not members(place / ".dealix" / "pg18"), within_s=LINE_S, what="no Postgres is left")
+    with demos_in(place) as demos:
+        yield demos
 
 
 def pasted(line: str) -> str:
@@ -139,6 +78,8 @@ def test_the_demo_shows_a_verified_delivery_and_lines_that_work_and_the_next_sta
     assert arrival["data"] == '{"deal_id": 7}'
     assert f"Emitted one event in SQL: {arrival['id']}" in lines
     curl, psql = (next(line.strip() for line in lines if tool in line) for tool in ("  curl", " dealix.emit("))
+    (export,) = (line.strip() for line in lines if line.startswith("  export"))
+    assert "ops" in pasted(f"{export}\nexec dealix keys list")
     assert '"pending": 1' in pasted(curl).replace('":1', '": 1')
     assert "(1 row)" in pasted(psql)
     further = [ARRIVED.fullmatch(line) for line in (first.line(), first.line(), first.line()) if line]
