@@ -118,6 +118,8 @@ def _check(answer: httpx.Response) -> None:
         detail = str(cast("Json", answer.json())["detail"])
     except (ValueError, KeyError, TypeError):
         detail = answer.reason_phrase
+    if answer.status_code == 401:
+        detail += " The one in DEALIX_API_KEY is not valid there."
     after = answer.headers.get("Retry-After", "")
     raise ApiRefused(answer.status_code, detail, retry_after_s=float(after) if after.isdecimal() else None)
 

@@ -86,7 +86,10 @@ def parse(url: str, *, allow_localhost: bool, allow_networks: Sequence[Network])
     if scheme == "http" and not (
         (allow_localhost and host in LOCALHOST) or (is_address(host) and inside(host, allow_networks))
     ):
-        raise EndpointUrlInvalid("scheme", "endpoint_url: must be https, plain http is not accepted for this host")
+        hint = ", unless the operator sets egress.allow_localhost = true" if host in LOCALHOST else ""
+        raise EndpointUrlInvalid(
+            "scheme", f"endpoint_url: must be https, plain http is not accepted for this host{hint}"
+        )
     _check_port(port)
     _check_host(host, allow_localhost=allow_localhost, allow_networks=allow_networks)
     path_and_query = _path_and_query(match["rest"])

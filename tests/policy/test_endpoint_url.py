@@ -85,7 +85,9 @@ def test_a_good_url_has_one_canonical_form(
 )
 @pytest.mark.threat("N49-N50")
 def test_what_is_not_https_is_a_fault_of_the_scheme(url: str) -> None:
-    assert refusal(url)[0] == "scheme"
+    kind, message = refusal(url)
+    assert kind == "scheme"
+    assert ("egress.allow_localhost" in message) == (url in {"http://localhost/", "http://127.0.0.1/"})
 
 
 MALFORMED = {
