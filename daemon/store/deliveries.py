@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Final, Literal, LiteralString, cast
@@ -14,7 +14,7 @@ from daemon import clock
 from daemon.ids import AttemptId, CustomerId, EventId, SubscriptionId
 from daemon.policy.retry import MAX_ATTEMPTS
 from daemon.store.connection import Connection
-from daemon.store.events import AHEAD, SLACK, bounds_of
+from daemon.store.events import AHEAD, SLACK, between, bounds_of
 from daemon.store.shards import DUE, shard_of
 
 Logged = Literal["delivered", "retry", "failed", "exhausted", "gone", "interrupted", "expired", "test_failed"]
@@ -78,54 +78,80 @@ _COLUMNS: Final = """
     SELECT id, subscription_id, event_id, event_type, attempt, endpoint_url, outcome, status_code, success, error,
            duration_ms, created_at
 """
-# Each of the four is one range of one index, walked backwards, in the day partitions between low and high: attempts_
-# event, attempts_subscription, attempts_customer_failed, attempts_customer. The other filters only look at the rows
-# that the range brings; since no plan is kept, `NULL IS NULL OR …` is gone before planning. They lock nothing.
-_BY_EVENT: Final = f"""{_COLUMNS}
-    FROM dealix.attempts
-    WHERE event_id = %(event_id)s AND customer_id = %(customer_id)s
+_WITHIN: Final = """
       AND id >= %(first)s AND id < %(before)s
       AND created_at >= %(low)s AND created_at < %(high)s
-      AND (%(subscription_id)s::text IS NULL OR subscription_id = %(subscription_id)s)
-      AND (%(event_type)s::text IS NULL OR event_type = %(event_type)s)
-      AND (%(success)s::boolean IS NULL OR success = %(success)s)
     ORDER BY id DESC
-    LIMIT %(rows)s
 """
-_BY_SUBSCRIPTION: Final = f"""{_COLUMNS}
-    FROM dealix.attempts
-    WHERE subscription_id = %(subscription_id)s AND customer_id = %(customer_id)s
-      AND id >= %(first)s AND id < %(before)s
-      AND created_at >= %(low)s AND created_at < %(high)s
-      AND (%(event_type)s::text IS NULL OR event_type = %(event_type)s)
-      AND (%(success)s::boolean IS NULL OR success = %(success)s)
-    ORDER BY id DESC
-    LIMIT %(rows)s
-"""
+# Each is one range of one index, walked backwards, in the day partitions between low and high: attempts_customer_failed
+# and attempts_customer. They choose by nothing else, so that they end with the page's last row. They lock nothing. No
+# plan is kept, so that partitions are left out while planning.
 _FAILED: Final = f"""{_COLUMNS}
     FROM dealix.attempts
-    WHERE customer_id = %(customer_id)s AND NOT success
-      AND id >= %(first)s AND id < %(before)s
-      AND created_at >= %(low)s AND created_at < %(high)s
-      AND (%(event_type)s::text IS NULL OR event_type = %(event_type)s)
-    ORDER BY id DESC
+    WHERE customer_id = %(customer_id)s AND NOT success {_WITHIN}
     LIMIT %(rows)s
 """
 _BY_CUSTOMER: Final = f"""{_COLUMNS}
     FROM dealix.attempts
-    WHERE customer_id = %(customer_id)s
-      AND id >= %(first)s AND id < %(before)s
-      AND created_at >= %(low)s AND created_at < %(high)s
+    WHERE customer_id = %(customer_id)s {_WITHIN}
+    LIMIT %(rows)s
+"""
+# Index attempts_event. An event's attempts are few: whatever else is asked of them is looked up in the rows.
+_BY_EVENT: Final = f"""{_COLUMNS}
+    FROM dealix.attempts
+    WHERE event_id = %(event_id)s AND customer_id = %(customer_id)s
+      AND (%(subscription_id)s::text IS NULL OR subscription_id = %(subscription_id)s)
       AND (%(event_type)s::text IS NULL OR event_type = %(event_type)s)
-      AND (%(success)s::boolean IS NULL OR success = %(success)s)
-    ORDER BY id DESC
+      AND (%(success)s::boolean IS NULL OR success = %(success)s) {_WITHIN}
     LIMIT %(rows)s
 """
 
-_FIRST_WINDOW: Final = timedelta(hours=6)
+# Such ranges too, and attempts_subscription, where more is asked that may fit hardly any row: so many rows are looked
+# through, in the index alone, which carries all that is asked for, once `NULL IS NULL OR …` is gone before planning.
+# What fits is named; how many there were and which was the last one tells how far the look came. Ids sort alike in
+# every collation, and fastest in this one. That a customer is asked for beside the subscription keeps others out: they
+# get nothing, and no cursor that would tell of its rows.
+_SIFT: Final = """
+    SELECT (array_agg(id) FILTER (WHERE fits))[:%(rows)s], (array_agg(created_at) FILTER (WHERE fits))[:%(rows)s],
+           count(*), min(id COLLATE "C")
+    FROM (
+        SELECT id, created_at,
+               (%(event_type)s::text IS NULL OR event_type = %(event_type)s)
+               AND (%(subscription_id)s::text IS NULL OR subscription_id = %(subscription_id)s)
+               AND (%(success)s::boolean IS NULL OR success = %(success)s) AS fits
+        FROM dealix.attempts
+        WHERE
+"""
+_LOOKED: Final = f"""{_WITHIN}
+        LIMIT %(look)s
+    ) AS looked
+"""
+_SIFT_CUSTOMER: Final = f"{_SIFT} customer_id = %(customer_id)s {_LOOKED}"
+_SIFT_FAILED: Final = f"{_SIFT} customer_id = %(customer_id)s AND NOT success {_LOOKED}"
+_SIFT_SUBSCRIPTION: Final = f"{_SIFT} subscription_id = %(subscription_id)s AND customer_id = %(customer_id)s {_LOOKED}"
+# Index attempts_id of the partition of each.
+_NAMED: Final = f"""{_COLUMNS}
+    FROM unnest(%(ids)s::text[], %(moments)s::timestamptz[]) AS named (attempt_id, began_at)
+    CROSS JOIN LATERAL (
+        {_COLUMNS}
+        FROM dealix.attempts a
+        WHERE a.id = named.attempt_id AND a.created_at = named.began_at
+          AND a.created_at >= %(low)s AND a.created_at < %(high)s
+        LIMIT 1
+    ) AS found
+    ORDER BY id DESC
+"""
+
+_FIRST_SPAN: Final = timedelta(hours=6)
+_FIRST_LOOK: Final = 500
 _GROWTH: Final = 4
-"""A month is walked in five looks: the newest page of a busy customer needs one partition, and a filter that matches
+"""A month is walked in five spans: the newest page of a busy customer needs one partition."""
+_LONGEST_LOOK: Final = 20_000
+"""Rows that are looked through at a time: some 5 ms, and 80 where none of them was vacuumed yet. A filter that matches
 almost nothing can stop between two looks instead of running into the deadline."""
+_PATIENCE: Final = 25
+"""So much longer may a page take where rows are not what takes the time: a short log is shown as a whole, even by a
+machine that reads it from a slow disk for the first time."""
 
 
 def id_at(moment: datetime) -> str:
@@ -138,38 +164,47 @@ async def page(  # noqa: PLR0913 one page of one list, all named at the call
 ) -> Page:
     """The newest attempts that `wanted` chooses, at most `limit`, with ids below `before`, not older than `oldest`.
 
-    Stops looking after `look_s` seconds even where the page is not full: `before` of the answer goes on from there.
+    Looks through no more rows that do not fit after `look_s` seconds, even where the page is not full: `before` of the
+    answer goes on from there.
     """
-    stop_at = trio.current_time() + look_s
+    began_at = trio.current_time()
     newest = clock.now() + AHEAD if wanted.until is None else min(wanted.until + SLACK, clock.now() + AHEAD)
     ceiling = id_at(newest) if before is None else min(before, id_at(newest))
     floor = oldest if wanted.since is None else max(oldest, wanted.since - SLACK)
+    if (
+        wanted.event_id is not None
+        and (emitted := await between(conn, wanted.customer_id, wanted.event_id)) is not None
+    ):
+        floor = max(floor, emitted[0] - AHEAD)
+    span, look = _FIRST_SPAN, _FIRST_LOOK
     rows: list[AttemptRow] = []
-    for first, last in _windows(ceiling, floor):
-        rows += await _look(conn, wanted, first=first, last=last, rows=limit + 1 - len(rows))
+    while (bounds := bounds_of(ceiling)) is not None and ceiling > id_at(floor):
+        # An event's attempts are found at once in whatever partitions there are, but a plan is made for each span.
+        start = floor if wanted.event_id is not None else max(bounds[0] + SLACK - span, floor)
+        missing = limit + 1 - len(rows)
+        found, reached = await _look(conn, wanted, first=id_at(start), before=ceiling, rows=missing, look=look)
+        rows += found
         if len(rows) > limit:
             return Page(rows[:limit], rows[limit - 1].id)
-        if trio.current_time() > stop_at and first > id_at(floor):
-            return Page(rows, first)
+        if reached is None:
+            ceiling, span, patience_s = id_at(start), span * _GROWTH, look_s * _PATIENCE
+        else:
+            ceiling, look, patience_s = reached, min(look * _GROWTH, _LONGEST_LOOK), look_s
+        if trio.current_time() > began_at + patience_s and ceiling > id_at(floor):
+            return Page(rows, ceiling)
     return Page(rows, None)
 
 
-def _windows(ceiling: str, floor: datetime) -> Iterator[tuple[str, str]]:
-    """Half-open ranges of ids from `ceiling` down to `floor`, each four times as long as the one before."""
-    bounds = bounds_of(ceiling)
-    width = _FIRST_WINDOW
-    while bounds is not None and ceiling > id_at(floor):
-        start = max(bounds[0] + SLACK - width, floor)
-        yield id_at(start), ceiling
-        ceiling = id_at(start)
-        bounds = bounds_of(ceiling)
-        width *= _GROWTH
+async def _look(  # noqa: PLR0913 one look, all but the first two named at the call
+    conn: Connection, wanted: Filter, *, first: str, before: str, rows: int, look: int
+) -> tuple[list[AttemptRow], str | None]:
+    """What fits among ids from `first` on and below `before`, the newest `rows` of it.
 
-
-async def _look(conn: Connection, wanted: Filter, *, first: str, last: str, rows: int) -> list[AttemptRow]:
-    low, high = bounds_of(first), bounds_of(last)
+    And the id that the look ended with, where it did not come as far as `first`.
+    """
+    low, high = bounds_of(first), bounds_of(before)
     if low is None or high is None:
-        return []
+        return [], None
     parameters = {
         "customer_id": wanted.customer_id,
         "subscription_id": wanted.subscription_id,
@@ -177,21 +212,40 @@ async def _look(conn: Connection, wanted: Filter, *, first: str, last: str, rows
         "event_type": wanted.event_type,
         "success": wanted.success,
         "first": first,
-        "before": last,
+        "before": before,
         "low": low[0] if wanted.since is None else max(low[0], wanted.since),
         "high": high[1] if wanted.until is None else min(high[1], wanted.until),
         "rows": rows,
+        "look": look,
     }
-    cursor = await conn.execute(_statement(wanted), parameters, prepare=False)
-    return [AttemptRow(*row) for row in await cursor.fetchall()]
+    if (plain := _plain(wanted)) is not None:
+        cursor = await conn.execute(plain, parameters, prepare=False)
+        return [AttemptRow(*row) for row in await cursor.fetchall()], None
+    asked = {"success": wanted.success or None}  # the index of what failed has nothing else
+    cursor = await conn.execute(_sifting(wanted), parameters | asked, prepare=False)
+    ((fitting, moments, looked, last),) = await cursor.fetchall()
+    reached = last if looked == look else None
+    if fitting is None:
+        return [], reached
+    cursor = await conn.execute(_NAMED, parameters | {"ids": fitting, "moments": moments}, prepare=False)
+    # Where more may fit than was asked for, the look has come no further than what it named.
+    return [AttemptRow(*row) for row in await cursor.fetchall()], fitting[-1] if len(fitting) == rows else reached
 
 
-def _statement(wanted: Filter) -> LiteralString:
+def _plain(wanted: Filter) -> LiteralString | None:
+    """The statement whose range of an index is just what is wanted; None where there is none."""
     if wanted.event_id is not None:
         return _BY_EVENT
-    if wanted.subscription_id is not None:
-        return _BY_SUBSCRIPTION
-    return _FAILED if wanted.success is False else _BY_CUSTOMER
+    if wanted.subscription_id is not None or wanted.event_type is not None or wanted.success is True:
+        return None
+    return _BY_CUSTOMER if wanted.success is None else _FAILED
+
+
+def _sifting(wanted: Filter) -> LiteralString:
+    """The statement whose range of an index has least that is not wanted."""
+    if wanted.success is False:
+        return _SIFT_FAILED
+    return _SIFT_CUSTOMER if wanted.subscription_id is None else _SIFT_SUBSCRIPTION
 
 
 # Index attempts_id of the one partition (at midnight two) that the id's millisecond names.

@@ -21,6 +21,9 @@ from daemon.store.primary import Admit, Allegiance
 HOT: Final = {"enable_seqscan": "off", "jit": "off", "random_page_cost": "1.1"}
 """For the delivery path: its tables swing between empty and millions of rows, so that the planner's statistics are
 wrong half of the time, and every statement there has its index."""
+READS: Final = {"jit": "off", "random_page_cost": "1.1"}
+"""For everything else, the API above all: lists walk indexes of which the planner believes too late that they are all a
+day needs, and what it would compile is over sooner."""
 CONNECT_S: Final = 5.0
 IDLE_SESSION_MS: Final = 5000
 """The server ends a session that is silent for so long: a frozen daemon loses its shards."""
@@ -43,7 +46,7 @@ class Database:
     direct_url: str
     allegiance: Allegiance = field(default_factory=Allegiance)
 
-    def pool(self, name: str, *, size: int, options: Mapping[str, str] | None = None) -> Pool:
+    def pool(self, name: str, *, size: int, options: Mapping[str, str] = READS) -> Pool:
         """Connections for queries. `options`: server settings; behind a pooler they are the operator's to make."""
         behind = self.url != self.direct_url
         return Pool(

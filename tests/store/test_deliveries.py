@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Final, LiteralString
+from typing import Any, Final, LiteralString
 
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from psycopg import AsyncCursor
+from psycopg.abc import Params, QueryNoTemplate
+from psycopg.rows import TupleRow
 
 from daemon import clock
 from daemon.ids import CustomerId, new_attempt_id
@@ -18,6 +21,8 @@ from daemon.policy.retry import decide
 from daemon.store import deliveries
 from daemon.store.connection import Connection, connect
 from daemon.store.deliveries import Attempt, Filter, id_at
+from daemon.store.events import AHEAD
+from daemon.store.sessions import Database
 from daemon.store.shards import DUE, shard_of
 from tests.support.log import Row, make_days, write
 
@@ -62,7 +67,12 @@ async def test_pages_of_any_size_hold_every_attempt_once_newest_first_across_day
     assert await ids_of(conn, ACME, days=6) == sorted(in_reach, reverse=True)
 
 
-async def test_each_filter_alone_and_all_together_choose_what_they_say(conn: Connection) -> None:
+@pytest.mark.parametrize("look", [500, 2], ids=["one look", "many looks"])
+async def test_each_filter_alone_and_all_together_choose_what_they_say(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch, look: int
+) -> None:
+    monkeypatch.setattr(deliveries, "_FIRST_LOOK", look)
+    monkeypatch.setattr(deliveries, "_LONGEST_LOOK", look)
     await make_days(conn, days_back=3)
     now = clock.now()
     rows = [
@@ -128,32 +138,175 @@ async def test_a_look_that_takes_too_long_ends_with_a_place_to_go_on_from(conn: 
     assert 2 < looks <= 4 * 20 + 2  # never less than six hours at a time
 
 
+async def test_what_hardly_fits_is_found_by_looks_through_so_many_rows_each(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "_FIRST_LOOK", 3)
+    monkeypatch.setattr(deliveries, "_LONGEST_LOOK", 12)
+    now = clock.now()
+    made = await write(
+        conn,
+        [
+            Row(W1, event_type="deal.lost" if n == 97 else "deal.won", created_at=now - timedelta(seconds=n))
+            for n in range(100)
+        ],
+    )
+    wanted, oldest = replace(ACME, event_type="deal.lost"), now - timedelta(hours=1)
+    for look_s, count in ((-1, 34), (10, 1)):  # a page looks through at least three
+        pages = [await deliveries.page(conn, wanted, limit=5, before=None, oldest=oldest, look_s=look_s)]
+        while pages[-1].before is not None:
+            before = pages[-1].before
+            pages.append(await deliveries.page(conn, wanted, limit=5, before=before, oldest=oldest, look_s=look_s))
+            assert (pages[-1].before or "") < before
+        assert len(pages) == count
+        assert [row.id for page in pages for row in page.rows] == [made[97]]
+
+
+async def test_a_short_log_is_shown_as_a_whole_where_rows_are_not_what_takes_the_time(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "_PATIENCE", 1e9)
+    await make_days(conn, days_back=20)
+    made = await write(conn, [Row(W1, created_at=clock.now() - timedelta(days=d)) for d in (0, 4, 19)])
+    for wanted in (ACME, replace(ACME, event_type="deal.won"), replace(ACME, subscription_id=W1)):
+        page = await deliveries.page(
+            conn, wanted, limit=5, before=None, oldest=clock.now() - timedelta(days=20), look_s=1e-6
+        )
+        assert ([row.id for row in page.rows], page.before) == (made, None)
+
+
+async def test_a_row_that_goes_between_two_statements_takes_no_other_with_it(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await write(conn, [Row(W1, created_at=clock.now() - timedelta(seconds=n)) for n in range(8)])
+    plain = Connection.execute
+
+    async def execute(
+        conn: Connection, query: QueryNoTemplate, params: Params | None = None, **options: bool
+    ) -> AsyncCursor[TupleRow]:
+        if query is deliveries._NAMED:
+            await plain(conn, "DELETE FROM dealix.attempts WHERE id = %s", (made[1],))
+        return await plain(conn, query, params, **options)
+
+    monkeypatch.setattr(Connection, "execute", execute)
+    assert await ids_of(conn, replace(ACME, subscription_id=W1), limit=2) == [made[0], *made[2:]]
+
+
+async def test_the_attempts_of_an_event_are_sought_from_its_emission_on(conn: Connection) -> None:
+    await make_days(conn, days_back=5)
+    now = clock.now()
+    emitted = now - timedelta(days=2)
+    generated = f"evt_{int(emitted.timestamp() * 1000):012x}" + "0" * 12
+    for event_id in ("order-7", generated, "unknown"):
+        rows = [Row(W1, event_id, created_at=moment) for moment in (now, emitted + timedelta(seconds=1), emitted)]
+        made = await write(conn, rows)
+        if event_id == "order-7":
+            await conn.execute(
+                """INSERT INTO dealix.event_keys (customer_id, event_id, event_day, matched, digest)
+                   VALUES ('acme', %s, %s, 1, '')""",
+                (event_id, emitted.astimezone(UTC).date()),
+            )
+        assert await ids_of(conn, replace(ACME, event_id=event_id)) == made
+        assert await ids_of(conn, replace(ACME, event_id=event_id, since=now - timedelta(days=1))) == made[:1]
+        assert await ids_of(conn, Filter(CustomerId("globex"), event_id=event_id)) == []
+
+
+async def test_somebody_elses_subscription_is_empty_to_its_end(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "_FIRST_LOOK", 2)
+    await write(conn, [Row(W1) for _ in range(9)])
+    for success in (None, True, False):
+        wanted = Filter(CustomerId("globex"), W1, success=success)
+        page = await deliveries.page(
+            conn, wanted, limit=5, before=None, oldest=clock.now() - timedelta(days=1), look_s=10
+        )
+        assert (page.rows, page.before) == ([], None)
+
+
+PLANS: Final[list[tuple[LiteralString, dict[str, object], str, str]]] = [
+    (deliveries._BY_CUSTOMER, {}, "Index Scan", "attempts_customer"),
+    (deliveries._FAILED, {}, "Index Scan", "attempts_customer_failed"),
+    (deliveries._BY_EVENT, {"event_id": "e7"}, "Index Scan", "attempts_event"),
+    (deliveries._SIFT_CUSTOMER, {"success": True}, "Index Only Scan", "attempts_customer"),
+    (deliveries._SIFT_FAILED, {"subscription_id": W1}, "Index Only Scan", "attempts_customer_failed"),
+    (
+        deliveries._SIFT_SUBSCRIPTION,
+        {"subscription_id": W1, "success": True},
+        "Index Only Scan",
+        "attempts_subscription",
+    ),
+]
+"""With what their lists ask for, next to a type."""
+
+
 async def test_a_list_looks_into_the_partitions_of_its_days_only_and_by_an_index(conn: Connection) -> None:
     await make_days(conn, days_back=5)
     today = clock.now().date()
-    # One in ten belongs to W1 and failed: each index has fewer rows to offer than the customer's, and no plan ties.
+    # One in four is the customer's, and of those one in ten W1's and failed: each index has fewer rows to offer than
+    # the one before, and no plan ties.
     others = [Row(W2, f"e{n}") for n in range(300) if n % 10 != 7]
+    others += [Row("whk_" + "3" * 24, f"g{n}", "globex") for n in range(900)]
     await write(conn, others + [Row(W1, f"e{n}", outcome="failed") for n in range(7, 300, 10)])
-    await conn.execute("ANALYZE dealix.attempts")
+    await conn.execute("VACUUM ANALYZE dealix.attempts")
     await conn.execute("SET enable_seqscan = off")
     await conn.execute("SET enable_bitmapscan = off")  # cheaper for thirty rows; which index serves is the question
-    statements: list[tuple[LiteralString, str]] = [
-        (deliveries._BY_CUSTOMER, "customer_id_id_idx"),
-        (deliveries._BY_EVENT, "event_id_idx"),
-        (deliveries._BY_SUBSCRIPTION, "subscription_id_id_idx"),
-        (deliveries._FAILED, "customer_id_id_idx1"),
-    ]
-    for statement, index in statements:
-        low = datetime.combine(today, datetime.min.time(), UTC) + timedelta(hours=1)
+    low = datetime.combine(today, datetime.min.time(), UTC) + timedelta(hours=1)
+    parameters = {
+        "customer_id": "acme", "subscription_id": None, "event_id": None, "event_type": "deal.won", "success": None,
+        "first": id_at(low), "before": id_at(low + timedelta(hours=20)), "low": low,
+        "high": low + timedelta(hours=20), "rows": 51, "look": 500,
+    }  # fmt: skip
+    for statement, asked, kind, index in PLANS:
+        cursor = await conn.execute("EXPLAIN (FORMAT JSON) " + statement, parameters | asked, prepare=False)
+        ((plan,),) = await cursor.fetchall()
+        (scan,) = [node for node in nodes(plan[0]["Plan"]) if "Scan" in node["Node Type"] and "Plans" not in node]
+        assert scan["Node Type"] == kind, plan
+        cursor = await conn.execute(
+            """SELECT parent.relname FROM pg_inherits i
+               JOIN pg_class child ON child.oid = i.inhrelid JOIN pg_class parent ON parent.oid = i.inhparent
+               WHERE child.relname = %s""",
+            (scan["Index Name"],),
+        )
+        assert await cursor.fetchall() == [(index,)], plan
+        assert scan["Relation Name"] == f"attempts_{today:%Y%m%d}"
+
+
+DAY_OF_THOUSANDS: Final = """
+    INSERT INTO dealix.attempts (id, created_at, customer_id, subscription_id, event_id, event_day, event_type, attempt,
+                                 outcome, success, endpoint_url, response_headers)
+    SELECT dealix.attempt_id(now()), now(), CASE i % 10 WHEN 0 THEN 'acme' ELSE 'c' || i % 500 END, 'whk_1',
+           'evt_' || i, current_date, 'deal.won', 1, 'delivered', true, 'https://hooks.example.com/', repeat('x', 400)
+    FROM generate_series(1, 20000) AS i
+"""
+
+
+async def test_an_index_is_walked_before_a_first_vacuum_has_said_that_it_is_all_that_is_needed(
+    conn: Connection, migrated_database: str
+) -> None:
+    await conn.execute(f"ALTER TABLE dealix.attempts_{clock.now():%Y%m%d} SET (autovacuum_enabled = false)".encode())
+    await conn.execute(DAY_OF_THOUSANDS)
+    await conn.execute("ANALYZE dealix.attempts")
+    pool = Database(migrated_database, migrated_database).pool("test", size=1)
+    async with pool.connection(LIMIT_S) as reader:
+        now = clock.now()
         parameters = {
-            "customer_id": "acme", "subscription_id": W1, "event_id": "e7", "event_type": None, "success": None,
-            "first": id_at(low), "before": id_at(low + timedelta(hours=20)), "low": low,
-            "high": low + timedelta(hours=20), "rows": 51,
+            "customer_id": "acme", "subscription_id": None, "event_type": "deal.lost", "success": None, "rows": 51,
+            "first": id_at(now - timedelta(hours=2)), "before": id_at(now + AHEAD), "low": now - timedelta(hours=2),
+            "high": now + AHEAD, "look": 20_000,
         }  # fmt: skip
-        cursor = await conn.execute("EXPLAIN " + statement, parameters, prepare=False)
-        plan = "\n".join(line for (line,) in await cursor.fetchall())
-        assert plan.count("Scan") == 1, plan
-        assert f"attempts_{today:%Y%m%d}_{index} " in plan, plan
+        cursor = await reader.execute("EXPLAIN (FORMAT JSON) " + deliveries._SIFT_CUSTOMER, parameters, prepare=False)
+        ((plan,),) = await cursor.fetchall()
+        scans = {node["Node Type"] for node in nodes(plan[0]["Plan"]) if "Plans" not in node}
+        assert scans == {"Index Only Scan"}, plan
+        assert await (await reader.execute("SHOW jit")).fetchall() == [("off",)]
+    await pool.aclose()
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
 
 
 async def test_an_attempt_is_found_by_its_id_with_everything_the_log_holds(conn: Connection) -> None:

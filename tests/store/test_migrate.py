@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Final, LiteralString
 
 import psycopg
@@ -10,10 +11,16 @@ import trio
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from daemon import clock
 from daemon.errors import SchemaMismatch
+from daemon.ids import CustomerId
+from daemon.store import deliveries
+from daemon.store import migrate as migrations
 from daemon.store.connection import Connection, connect
+from daemon.store.deliveries import Filter
 from daemon.store.migrate import EMITTER_ROLE_SQL, check_version, emitter_role_missing, known, migrate
 from daemon.store.partitions import make_ahead
+from tests.support.log import Row, write
 from tests.support.postgres import fresh_database
 
 LIMIT_S: Final = 20.0
@@ -42,6 +49,56 @@ async def test_an_empty_database_gets_every_migration_and_a_second_run_finds_not
             assert await migrate(conn) == [m.name for m in known()]
             await check_version(conn)
             assert await migrate(conn) == []
+
+
+async def test_a_log_that_is_there_already_gets_its_new_indexes_day_by_day(
+    embedded_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_of_them = known()
+    url = fresh_database(embedded_server)
+    with trio.fail_after(LIMIT_S):
+        async with await session(url) as conn:
+            monkeypatch.setattr(migrations, "known", lambda: tuple(m for m in all_of_them if m.version < 14))
+            await migrate(conn)
+            await make_ahead(conn, days=2)
+            made = await write(conn, [Row("whk_" + "1" * 24, f"e{n}") for n in range(20)])
+            monkeypatch.setattr(migrations, "known", lambda: all_of_them)
+            assert "0014_log_filters" in await migrate(conn)
+            await make_ahead(conn, days=3)
+            cursor = await conn.execute("""
+                SELECT child.relname, replace(regexp_replace(indexdef, '.* USING ', ''), ' (', '('), parent.relname
+                FROM pg_inherits i
+                JOIN pg_class child ON child.oid = i.inhrelid
+                JOIN pg_class parent ON parent.oid = i.inhparent AND parent.relname ~ '^attempts_(cust|subs)'
+                JOIN pg_indexes d ON d.schemaname = 'dealix' AND d.indexname = child.relname
+            """)
+            rows = await cursor.fetchall()
+            of_each = {parent: {definition for _, definition, name in rows if name == parent} for *_, parent in rows}
+            assert of_each == {
+                "attempts_customer": {"btree(customer_id, id) INCLUDE(created_at, event_type, success)"},
+                "attempts_customer_failed": {
+                    "btree(customer_id, id) INCLUDE(created_at, event_type, subscription_id) WHERE(NOT success)"
+                },
+                "attempts_subscription": {
+                    "btree(subscription_id, id) INCLUDE(created_at, customer_id, event_type, success)"
+                },
+            }
+            assert len(rows) == 3 * 5  # yesterday to the third day from now
+            cursor = await conn.execute("""
+                SELECT count(*), count(*) FILTER (WHERE indisvalid) FROM pg_index
+                WHERE indrelid IN (SELECT 'dealix.attempts'::regclass UNION
+                                   SELECT inhrelid FROM pg_inherits WHERE inhparent = 'dealix.attempts'::regclass)
+            """)
+            assert await cursor.fetchall() == [(5 * 6, 5 * 6)]
+            page = await deliveries.page(
+                conn,
+                Filter(CustomerId("acme"), event_type="deal.won"),
+                limit=50,
+                before=None,
+                oldest=clock.now() - timedelta(days=1),
+                look_s=10,
+            )
+            assert [row.id for row in page.rows] == sorted(made, reverse=True)
 
 
 async def test_of_several_replicas_that_migrate_at_once_each_migration_is_done_by_one(embedded_server: str) -> None:

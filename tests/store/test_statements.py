@@ -21,7 +21,7 @@ from daemon.store.sessions import HOT
 _STATEMENT: Final = re.compile(r"\s*(--.*\n\s*)*(SELECT|INSERT|UPDATE|DELETE|WITH)\b")
 _PARAMETER: Final = re.compile(r"%\((\w+)\)s")
 _FRAGMENTS: Final = {
-    "deliveries._COLUMNS", "recoveries._COLUMNS", "recovery_walk._FAILED", "recovery_walk._EMITTED",
+    "deliveries._COLUMNS", "deliveries._SIFT", "recoveries._COLUMNS", "recovery_walk._FAILED", "recovery_walk._EMITTED",
     "recovery_walk._FIND", "recovery_walk._COUNT",
 }  # fmt: skip
 """Constants that are the beginning of others."""
