@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Final
 from urllib.parse import urlencode
 
@@ -16,9 +17,13 @@ from api.routes.deliveries import DeliveryList, DeliveryShown, RetriedDelivery
 from api.routes.event_types import EventTypeList
 from api.routes.events import EventShown
 from api.routes.webhooks import WebhookList
+from daemon import clock, ids
+from daemon.store.events import bounds_of
 
 HOME: Final = "/portal/deliveries"
 ROWS: Final = 50
+LATE: Final = timedelta(minutes=1)
+"""How long after its beginning an attempt may come into the log, as a rule: it has ended then and was recorded."""
 _FILTERS: Final = ("subscription_id", "event_type", "event_id", "since", "until")
 
 
@@ -49,7 +54,7 @@ class Deliveries:
             rows=listed.deliveries if listed else [],
             newer="?" + urlencode(_without_cursor(chosen)),
             older=_older(chosen, listed),
-            live=f"{HOME}/rows?{urlencode(_without_cursor(chosen))}" if "cursor" not in chosen else None,
+            live=_live(chosen, listed) if "cursor" not in chosen else None,
             endpoints=subscribed.subscriptions,
             types=types.events,
             faults=faults,
@@ -57,11 +62,15 @@ class Deliveries:
 
     async def delivery_rows(self, visitor: Visit) -> Response:
         """The newest rows alone, for a page that is open; nothing where `seen` is still the newest."""
-        chosen = _chosen()
-        chosen.pop("cursor", None)
+        chosen = _without_cursor(_chosen())
+        seen = request.args.get("seen", "")
+        bounds = bounds_of(seen) if ids.ATTEMPT_ID.fullmatch(seen) else None
+        if bounds is not None:  # a page asks every two seconds: no more of the log than has come since
+            newest = await self._list(visitor, chosen, limit=1, since=clock.iso(bounds[0]))
+            if [one.id for one in newest.deliveries] in ([], [seen]):
+                return Response("", 204)
         listed = await self._list(visitor, chosen)
-        newest = listed.deliveries[0].id if listed.deliveries else ""
-        if request.args.get("seen", "") == newest:
+        if not listed.deliveries and not seen:
             return Response("", 204)
         return self._frame.page(visitor, "delivery_rows.html", rows=listed.deliveries)
 
@@ -111,7 +120,8 @@ class Deliveries:
                 return None
             raise
 
-    async def _list(self, visitor: Visit, chosen: dict[str, str]) -> DeliveryList:
+    async def _list(self, visitor: Visit, chosen: dict[str, str], **other: object) -> DeliveryList:
+        """The rows that were chosen; `other` parameters of the API stand in for those."""
         query: dict[str, object] = {"limit": ROWS}
         for name in ("subscription_id", "event_type", "event_id", "cursor"):
             if name in chosen:
@@ -121,7 +131,7 @@ class Deliveries:
                 query[name] = chosen[name] + (":00Z" if len(chosen[name]) == 16 else "Z")
         if (outcome := chosen.get("outcome")) in {"success", "failed"}:
             query[f"{outcome}_only"] = True
-        return await self._frame.ask(visitor, "list_deliveries", DeliveryList, query=query)
+        return await self._frame.ask(visitor, "list_deliveries", DeliveryList, query=query | other)
 
 
 def _chosen() -> dict[str, str]:
@@ -137,6 +147,17 @@ def _older(chosen: dict[str, str], listed: DeliveryList | None) -> str | None:
     if listed is None or listed.next_cursor is None:
         return None
     return "?" + urlencode(_without_cursor(chosen) | {"cursor": listed.next_cursor})
+
+
+def _live(chosen: dict[str, str], listed: DeliveryList | None) -> str:
+    """Where a page that is open asks for the newest rows.
+
+    One without any asks for those that are still to come: where hardly a row fits, the whole log would be looked
+    through every two seconds.
+    """
+    if listed is not None and not listed.deliveries and "until" not in chosen:
+        chosen = chosen | {"since": max(chosen.get("since", ""), clock.iso(clock.now() - LATE)[:19])}
+    return f"{HOME}/rows?{urlencode(chosen)}"
 
 
 def install(frame: Frame) -> None:
