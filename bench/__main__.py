@@ -25,6 +25,7 @@ from bench import (
     hang,
     latency,
     memory,
+    portal,
     recover,
     replicas,
     statements,
@@ -52,7 +53,7 @@ SHORT: Final[tuple[click.Command, ...]] = (
     sustained.sustained,
 )
 """Minutes each: what `make bench` runs."""
-LONG: Final[tuple[click.Command, ...]] = (backlog.backlog, delivery_log.log, memory.memory)
+LONG: Final[tuple[click.Command, ...]] = (backlog.backlog, delivery_log.log, portal.portal, memory.memory)
 """Those that fill tables with millions of rows, or run for long: by name only."""
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
@@ -13,67 +11,20 @@ import click
 import msgspec
 import psycopg
 import trio
-from psycopg import sql
 
 from bench.cpu import Meter
 from bench.figures import Figure, Untrue, medians, publish
+from bench.long_log import BIG, SMALL, Log, demand_room, fill
 from bench.parts import START_S, Stage, stage
-from bench.seeding import customer_ids, migrated, register
+from bench.seeding import migrated, register
 from bench.serving import Api, serving
 from daemon.ids import CustomerId
-from daemon.policy.latency import BOUNDS_MS, BUCKETS
 from daemon.store import deliveries, stats
 from daemon.store.connection import connect
 from daemon.store.deliveries import Filter
 
-BIG: Final = CustomerId("big")
-"""Has one attempt in ten."""
-SMALL: Final = CustomerId("quiet")
-"""Has a single attempt a day: its newest page lies in fifty partitions."""
-OTHERS: Final = customer_ids("c", 500)
 DAYS: Final = 90
-TYPES: Final = 19
-FAILED_EVERY: Final = 20
-BYTES_EACH: Final = 1200
-"""On the disk for each attempt: the row, its indexes, its WAL for a while."""
-WORKERS: Final = 2
 
-# Of one day. A customer's attempts lie all over it, so that its newest page is spread over as many pages of the table.
-_ATTEMPTS: Final = """
-    INSERT INTO dealix.attempts (id, created_at, customer_id, subscription_id, event_id, event_day, event_type, attempt,
-                                 outcome, success, endpoint_url, status_code, error, duration_ms, signature,
-                                 webhook_signature, response_headers, response_body)
-    SELECT 'dlv_' || stamp || lpad(to_hex(i), 12, '0'), at, customer, 'whk_' || left(md5(customer), 24),
-           'evt_' || stamp || lpad(to_hex(i), 12, '0'), %(day)s, type, 1,
-           CASE WHEN ok THEN 'delivered' ELSE 'retry' END, ok, 'https://hooks.example.com/' || customer,
-           CASE WHEN ok THEN 200 ELSE 503 END,
-           CASE WHEN NOT ok THEN 'status 503' END, 20 + i %% 600,
-           't=1790000000,v1=' || md5(i::text) || md5(customer), 'v1,' || left(md5(i::text) || md5(type), 44),
-           '[["Content-Type","text/plain"],["Content-Length","2"],["Date","Wed, 25 Nov 2026 02:00:00 GMT"]]', 'ok'
-    FROM (
-        SELECT i, at, lpad(to_hex(floor(extract(epoch FROM at) * 1000)::bigint), 12, '0') AS stamp, customer,
-               (%(types)s::text[])[1 + CASE WHEN customer = %(big)s THEN i / 10
-                                        ELSE (hashtext(customer) & 7) + i %% 4 END %% %(type_count)s] AS type,
-               i / 10 %% %(failed_every)s <> 7 AS ok
-        FROM (
-            SELECT i, %(day)s::date::timestamp AT TIME ZONE 'UTC' + i * %(length)s / %(rows)s * interval '1 s' AS at,
-                   CASE WHEN i = 5 THEN %(small)s WHEN i %% 10 = 0 THEN %(big)s
-                        ELSE (%(others)s::text[])[1 + i * 7919 %% cardinality(%(others)s::text[])] END AS customer
-            FROM generate_series(0::bigint, %(rows)s::bigint - 1) AS i
-        ) AS placed
-    ) AS typed
-"""
-# As the recorder would have counted them.
-_STATS: Final = sql.SQL("""
-    INSERT INTO dealix.daily_stats (day, customer_id, event_type, success, failed, duration_ms, latency_buckets)
-    SELECT %(day)s, customer_id, event_type, count(*) FILTER (WHERE success), count(*) FILTER (WHERE NOT success),
-           sum(duration_ms), ARRAY[{buckets}]
-    FROM (SELECT *, width_bucket(duration_ms - 1, {bounds}::int[]) AS bucket FROM {partition}) AS attempts
-    GROUP BY customer_id, event_type
-""")
-_BUCKETS: Final = sql.SQL(", ").join(
-    sql.SQL("count(*) FILTER (WHERE bucket = {})").format(sql.Literal(n)) for n in range(BUCKETS)
-)
 _NEWEST: Final = """
     SELECT id FROM dealix.attempts WHERE customer_id = %s AND success = ANY (%s) ORDER BY id DESC LIMIT 50
 """
@@ -102,9 +53,7 @@ class Run(msgspec.Struct, frozen=True):
 def log(attempts: int, runs: int) -> None:
     """Reading a log of five million attempts: the newest page, statistics over 7 and 90 days."""
     with stage(1) as on:
-        free = shutil.disk_usage(on.home).free
-        if free < attempts * BYTES_EACH:
-            raise click.ClickException(f"{on.home}: {attempts * BYTES_EACH >> 20} MB are needed, {free >> 20} are free")
+        demand_room(on, attempts)
         meter = Meter(postgres=on.postgres.pid, receiver=on.receiver.pid)
         results = measure(on, attempts, runs)
         others = meter.costs().others
@@ -129,43 +78,13 @@ def log(attempts: int, runs: int) -> None:
 def measure(on: Stage, attempts: int, runs: int) -> list[Run]:
     """Fill the log, look whether the answers are true, then time them."""
     key = migrated(on)
-    register(on, [BIG, SMALL], hosts=1)
+    endpoint, _ = register(on, [BIG, SMALL], hosts=1)
     today = datetime.now(UTC).date()
-    fill(on, attempts, today)
+    fill(on, Log(attempts, DAYS, [endpoint]))
     with serving(on, DEALIX_RETENTION__DAYS=str(DAYS + 10)) as daemon, on.sql() as db:
         api = Api(daemon, key)
         check(db, api, today)
         return trio.run(_timed, on.url, api, today, runs)
-
-
-def fill(on: Stage, attempts: int, today: date) -> None:
-    """The partitions of the last days and their attempts; today's too, as far as the day has come."""
-    days = [today - timedelta(days=n) for n in range(DAYS)]
-    with on.sql() as db:
-        for day in days:
-            db.execute("SELECT dealix.make_partition('attempts', %s)", (day,))
-    with ThreadPoolExecutor(WORKERS) as workers:
-        filling = [workers.submit(_fill_day, on.url, day, attempts // DAYS, _length_s(day)) for day in days]
-        for one in filling:
-            one.result()
-    with on.sql() as db:
-        db.execute("VACUUM ANALYZE")
-
-
-def _length_s(day: date) -> float:
-    """Of the part of the day that is over."""
-    midnight = datetime.combine(day, datetime.min.time(), UTC)
-    return min((datetime.now(UTC) - midnight).total_seconds(), 86_399)
-
-
-def _fill_day(url: str, day: date, rows: int, length_s: float) -> None:
-    names = {"partition": sql.Identifier("dealix", f"attempts_{day:%Y%m%d}")}
-    with psycopg.connect(url) as db:
-        types = [row[0] for row in db.execute("SELECT type FROM dealix.event_types ORDER BY type").fetchall()]
-        values = {"day": day, "rows": rows, "length": length_s, "types": types, "type_count": len(types)}
-        who = {"big": BIG, "small": SMALL, "others": list(OTHERS), "failed_every": FAILED_EVERY}
-        db.execute(_ATTEMPTS, values | who)
-        db.execute(_STATS.format(buckets=_BUCKETS, bounds=sql.Literal(list(BOUNDS_MS)), **names), {"day": day})
 
 
 def check(db: psycopg.Connection, api: Api, today: date) -> None:

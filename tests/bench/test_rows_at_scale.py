@@ -39,6 +39,7 @@ TOO_FAST: Final = "the machine does not bear this load"
         ("sustained", {"per-second": "100", "each": "3", "minutes": "0.2"}, 10, 4),
         ("backlog", {"deliveries": "5000", "window": "1000", "runs": "1"}, 1, 4),
         ("log", {"attempts": "9000", "runs": "2"}, 2, 5),
+        ("portal", {"attempts": "9300", "requests": "1", "runs": "2"}, 2, 4),
         ("memory", {"minutes": "0.2", "events": "1000"}, 1, 3),
     ],
 )
