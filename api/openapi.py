@@ -35,6 +35,14 @@ _PATH_PATTERNS: Final = {
     "event_type": EVENT_TYPE,
     "link_id": LINK_ID,
 }
+_TRACEPARENT: Final[Json] = {
+    "name": "traceparent",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "W3C Trace Context: what the events belong to. A malformed one is ignored.",
+    "example": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+}
 _PARAMETER: Final = re.compile(r"<([a-z_]+)>")
 
 DESCRIPTION: Final = """\
@@ -147,7 +155,10 @@ def _complete(operation: Json, chosen: Route, components: Mapping[str, object]) 
     operation["description"] = re.sub(r"\n +", "\n", description).strip()
     operation["tags"] = [_tag_of(chosen)]
     operation["security"] = [] if chosen.who == "anyone" else [{"key": []}]
-    cast("list[Json]", operation["parameters"]).extend(_query_parameters(chosen, components))
+    parameters = cast("list[Json]", operation["parameters"])
+    parameters.extend(_query_parameters(chosen, components))
+    if chosen.takes_traceparent:
+        parameters.append(_TRACEPARENT)
     if chosen.takes_body:
         operation["requestBody"] = {
             "content": {"application/json": _with_example(chosen.body, components)},

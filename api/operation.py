@@ -12,6 +12,7 @@ from quart import Response, g, request
 from api.auth import Caller, authenticate
 from api.bodies import convert, decode_query, read_body
 from api.services import Services
+from daemon.policy.trace_context import parse
 
 BASE: Final = "/api/v1/ecosystem"
 JSON: Final = "application/json"
@@ -36,12 +37,16 @@ B = TypeVar("B", bound=msgspec.Struct)
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Q, B]):
-    """One request that was let in and decoded. `path` holds the parameters of the route's path."""
+    """One request that was let in and decoded. `path` holds the parameters of the route's path.
+
+    `traceparent` is a valid one, of a route that takes it.
+    """
 
     path: Mapping[str, str]
     query: Q
     body: B
     known_caller: Caller | None
+    traceparent: str | None = None
 
     @property
     def caller(self) -> Caller:
@@ -81,6 +86,7 @@ class Route:
     query: type[msgspec.Struct]
     body: type[msgspec.Struct]
     body_optional: bool
+    takes_traceparent: bool
     answers: Mapping[int, type[msgspec.Struct]]
     media_type: str
     problems: tuple[int, ...]
@@ -101,6 +107,7 @@ def route(  # noqa: PLR0913 a table's columns, all named at the call
     query: type[Q] = NoQuery,
     body: type[B] = NoBody,
     body_optional: bool = False,
+    takes_traceparent: bool = False,
     answers: Mapping[int, type[msgspec.Struct]],
     media_type: str = JSON,
     problems: tuple[int, ...] = (),
@@ -111,13 +118,14 @@ def route(  # noqa: PLR0913 a table's columns, all named at the call
 
     `media_type` is that of its successes: where it is not JSON, the handler answers `Streamed`.
     `problems` are the statuses that it can end with beyond those that follow from the rest: see `every_problem`.
-    `body_optional`: no body at all counts as `{}`. The handler's docstring describes the route in the API's document.
+    `body_optional`: no body at all counts as `{}`. `takes_traceparent`: that header is read. The handler's docstring
+    describes the route in the API's document.
     """
 
     async def respond(parameters: Mapping[str, str], caller: Caller | None) -> Answer:
         asked = decode_query(request.args, query)
         given = msgspec.convert({}, body) if body is NoBody else await read_body(request, body, optional=body_optional)
-        return await handler(Call(parameters, asked, given, caller))
+        return await handler(Call(parameters, asked, given, caller, _traceparent() if takes_traceparent else None))
 
     async def ask(parameters: Mapping[str, str], asked: Values, given: Values, caller: Caller | None) -> Answer:
         return await handler(Call(parameters, convert(asked, query), convert(given, body), caller))
@@ -131,12 +139,20 @@ def route(  # noqa: PLR0913 a table's columns, all named at the call
         query=query,
         body=body,
         body_optional=body_optional,
+        takes_traceparent=takes_traceparent,
         answers=answers,
         media_type=media_type,
         problems=problems,
         respond=respond,
         ask=ask,
     )
+
+
+def _traceparent() -> str | None:
+    """The present request's; a malformed one, or more than one, counts for none (W3C Trace Context, section 3.2)."""
+    given = request.headers.getlist("traceparent")
+    context = parse(given[0]) if len(given) == 1 else None
+    return None if context is None else context.header
 
 
 def every_problem(chosen: Route) -> list[int]:

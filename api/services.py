@@ -15,6 +15,7 @@ from daemon.model import Readiness, TestFired
 from daemon.sealing import KeyRing
 from daemon.sender.endpoint import Sender
 from daemon.store.pool import Pool
+from daemon.tracing import Tracer
 
 WORK_S: Final = 5.0
 """The deadline of a request's own work in the database, which answered the key's look-up a moment ago. A batch of a
@@ -25,7 +26,10 @@ PROBE_S: Final = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """`pool` is the API's own. `test_fire` returns None for a subscription that is not there, raises SealBroken."""
+    """`pool` is the API's own. `test_fire` returns None for a subscription that is not there, raises SealBroken.
+
+    `tracer` is there where traces are on.
+    """
 
     settings: Settings
     pool: Pool
@@ -35,4 +39,5 @@ class Services:
     readiness: Callable[[], Readiness]
     vitals: Callable[[], Vitals]
     tail: Tail
+    tracer: Tracer | None = None
     limits: Limits = field(default_factory=Limits)

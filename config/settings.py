@@ -198,6 +198,29 @@ class Retention(Group):
     )
 
 
+class Traces(Group):
+    """OpenTelemetry. Needs the extra `otel`."""
+
+    enabled: bool = Field(
+        default=False,
+        description="Send spans of emits over HTTP, fan-outs and attempts to a collector. Needs the extra: pip install "
+        "'dealix-webhooks[otel]'. Without it, and with it off, a traceparent is still stored and sent on.",
+    )
+    endpoint: values.CollectorUrl = Field(
+        default="http://127.0.0.1:4318/v1/traces",
+        repr=False,
+        description="Where the collector takes OTLP over HTTP. Headers, certificates and the service's name come from "
+        "the usual variables: OTEL_EXPORTER_OTLP_HEADERS, OTEL_SERVICE_NAME and so on.",
+    )
+    sample_ratio: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="How many of the traces that begin here are kept. Of one that came with a traceparent its flag "
+        "decides.",
+    )
+
+
 class Log(Group):
     """What is written to standard error."""
 
@@ -228,6 +251,7 @@ class Settings(Group):
     egress: Egress = Egress()
     intake: Intake = Intake()
     retention: Retention = Retention()
+    traces: Traces = Traces()
     log: Log = Log()
     sealing_key: values.SealingKeys | None = Field(
         default=None,

@@ -16,6 +16,7 @@ EMBEDDED: Final = "embedded"
 SEALING_KEY_BYTES: Final = 32
 _HOST_PORT: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):(?P<port>[0-9]{1,5})")
 _ORIGIN: Final = re.compile(r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?P<port>:[0-9]{1,5})?")
+_COLLECTOR: Final = re.compile(_ORIGIN.pattern + r"(?:/[!-~]*)?")
 _LIBPQ_URL: Final = re.compile(
     r"postgres(?:ql)?://(?:[^\s/?#]*@)?(?P<hosts>[^\s/?#@]*)(?:/[^\s?#]*)?(?:\?[^\s#]*)?", re.ASCII
 )
@@ -65,6 +66,15 @@ def _public_url(url: str) -> str:
         raise ValueError("should be https://host or http://host:port, without a path")
     if match["port"] is not None:
         _ = _host_port(url.partition("//")[2], 1)
+    return url
+
+
+def _collector_url(url: str) -> str:
+    match = _COLLECTOR.fullmatch(url)
+    if match is None:
+        raise ValueError("should be a URL such as http://127.0.0.1:4318/v1/traces")
+    if match["port"] is not None:
+        _ = _host_port(url.split("/")[2], 1)
     return url
 
 
@@ -119,6 +129,7 @@ Listed = BeforeValidator(_listed)
 Optional = BeforeValidator(_empty_is_none)
 Bind = Annotated[str, AfterValidator(_bind)]
 PublicUrl = Annotated[str, AfterValidator(_public_url)]
+CollectorUrl = Annotated[str, AfterValidator(_collector_url)]
 ProxyUrl = Annotated[str, AfterValidator(_proxy)]
 LibpqUrl = Annotated[SecretStr, AfterValidator(_libpq_url)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database)]

@@ -39,13 +39,27 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
-    """An event as it is sent: `body` is the whole envelope, made once and shared by all its deliveries."""
+    """An event as it is sent: `body` is the whole envelope, made once and shared by all its deliveries.
+
+    `matched` subscriptions got it by fan-out. `traceparent` is what it was emitted with, as it is stored.
+    """
 
     id: EventId
     type: str
     customer_id: CustomerId
     created_at: datetime
     body: bytes
+    matched: int = 0
+    traceparent: str | None = None
+
+
+class FannedOut(msgspec.Struct, frozen=True, gc=False):
+    """An event that fan-out took out of the outbox, for its span."""
+
+    id: EventId
+    customer_id: CustomerId
+    traceparent: str | None
+    matched: int
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False):
@@ -88,19 +102,20 @@ class SubscriptionConfig:
     secret_sealed: bytes
     previous_secret_sealed: bytes | None
     previous_secret_expires_at: datetime | None
+    propagate_trace_context: bool
     consecutive_failures: int
     cooldown_s: float
     reopen_in_s: float | None
 
 
-class AttemptRecord(msgspec.Struct, frozen=True, gc=False):
+class AttemptRecord(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One attempt as it goes into the log, and what becomes of its delivery.
 
     `action`: "finish" deletes the delivery, "retry" makes it due again `wait_s` from now with one step more used,
     "log" leaves deliveries alone (test-fires). Finish and retry apply only while the delivery is still claimed as
     attempt number `attempt`: a result that comes late changes nothing but the log.
     `gone`: a 410 that disables the subscription. `circuit`, `cooldown_s`, `reopen_in_s`: the breaker afterwards;
-    without `circuit` it stays as it is in the database.
+    without `circuit` it stays as it is in the database. `traceparent`: the header as it was sent.
     """
 
     action: Literal["finish", "retry", "log"]
@@ -129,6 +144,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, gc=False):
     circuit: Literal["closed", "open"] | None
     cooldown_s: float
     reopen_in_s: float | None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ from daemon.store import migrate, partitions, sealed
 from daemon.store.connection import Connection
 from daemon.store.sessions import HOT, Database
 from daemon.systemd import Notifier, passed_fds, watchdog_s
+from daemon.tracing import open_tracer, require
 
 log = logs.get("daemon")
 
@@ -54,6 +55,7 @@ def serve(settings: Settings, *, config_file: Path | None) -> int:
     logs.configure(settings.log)
     _raise_open_files()
     _leave_no_core()
+    require(settings.traces)
     ring = load_key_ring(settings)
     embedded = EmbeddedPostgres.start(settings.data_dir) if settings.database.embedded else None
     try:
@@ -159,6 +161,7 @@ class Daemon:
     async def _work(self) -> None:
         # Before the engine: an address that is taken ends the start before any shard is owned.
         listeners = server.adopt(passed_fds(os.environ)) or [server.listen(self.settings.api.bind)]
+        tracer = open_tracer(self.settings.traces)
         engine = Engine(
             self.settings,
             self.ring,
@@ -166,6 +169,7 @@ class Daemon:
             self.api_pool,
             self.database.owner,
             open_janitor=partial(self.database.session, "dealix janitor"),
+            tracer=tracer,
         )
         services = Services(
             settings=self.settings,
@@ -176,12 +180,15 @@ class Daemon:
             readiness=engine.readiness,
             vitals=engine.vitals,
             tail=Tail(self.api_pool, self.stopping),
+            tracer=tracer,
         )
         bind = self.settings.api.metrics_bind
         scraped = None if bind is None else server.listen(bind, "api.metrics_bind")
         await engine.run(partial(self._serve_until_stopped, services, engine, listeners, scraped))
         await self.pool.aclose()
         await self.api_pool.aclose()
+        if tracer is not None:
+            await tracer.aclose()
 
     async def _serve_until_stopped(
         self, services: Services, engine: Engine, listeners: list[socket.socket], scraped: socket.socket | None

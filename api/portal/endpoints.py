@@ -78,7 +78,12 @@ class Endpoints:
     async def edit_endpoint(self, visitor: Visit) -> Response:
         """The form with what it is now."""
         it = await self._frame.ask(visitor, "get_webhook", Webhook)
-        now = {"endpoint_url": it.endpoint_url, "description": it.description, "events": it.events}
+        now = {
+            "endpoint_url": it.endpoint_url,
+            "description": it.description,
+            "events": it.events,
+            "propagate_trace_context": it.propagate_trace_context,
+        }
         return await self._form(visitor, it, now)
 
     async def change_endpoint(self, visitor: Visit, form: Form) -> Response:
@@ -203,6 +208,7 @@ def install(frame: Frame) -> None:
     one = f"{HOME}/<subscription_id>"
     frame.show(HOME, it.endpoints)
     frame.show(f"{HOME}/new", it.new_endpoint)
+        "propagate_trace_context": form.get("propagate_trace_context") == "true",
     frame.take(HOME, it.create_endpoint)
     frame.show(one, it.endpoint)
     frame.show(f"{one}/edit", it.edit_endpoint)

@@ -20,6 +20,7 @@ Json = dict[str, object]
 _DEPTH: Final = 4
 _CODE: Final = re.compile(r"`([^`]+)`")
 _EMPHASIS: Final = re.compile(r"\*([^*]+)\*")
+_PLACES: Final = {"path": " in the path", "header": " as a header"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class Reference:
             parameters=[
                 Field(
                     str(one["name"]),
-                    _kind(cast("Json", one["schema"]), self._schemas) + (" in the path" if one["in"] == "path" else ""),
+                    _kind(cast("Json", one["schema"]), self._schemas) + _PLACES.get(str(one["in"]), ""),
                     bool(one.get("required")),
                     str(one.get("description", "")),
                 )

@@ -287,6 +287,7 @@ def _request_headers(found: Attempt) -> list[list[str]]:
             dealix_signature=found.signature,
             webhook_signature=found.webhook_signature,
             t=int(t),
+            traceparent=found.traceparent,
         )
     ]
 

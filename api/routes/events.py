@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import msgspec
@@ -10,13 +11,14 @@ from msgspec import UNSET, Meta, UnsetType
 from api.bodies import check_payload
 from api.errors import FieldError, Problem, not_found
 from api.fields import CustomerIdText, EventIdText, EventTypeText, Time
-from api.operation import Answer, Call, NoBody, NoQuery, Route, route
+from api.operation import BASE, Answer, B, Call, NoBody, NoQuery, Q, Route, route
 from api.payload_schemas import Enforcement
 from api.services import WORK_S, Services
 from api.waiting import first_attempts
 from daemon import clock, ids
 from daemon.errors import EmitRejected
 from daemon.ids import CustomerId
+from daemon.span import Facts
 from daemon.store import emit, events
 from daemon.store.emit import NewEvent
 from daemon.store.events import Duty, EventRow, HeldBy, State
@@ -126,11 +128,21 @@ class Events:
         unknown event type, 409 for an event_id that was used with another type or payload. 422 also for a payload that
         does not fit the schema of its type, where that is enforced.
         """
+        return await self._traced(self._emit_event, call, "/events/emit")
+
+    async def _emit_event(self, call: Call[EmitQuery, EventToEmit], traceparent: str | None) -> Answer:
         new = _new_event(call.body, "")
         async with self._services.pool.connection(WORK_S) as conn:
             await self._enforcement.check(conn, [(new.event_type, new.payload, "payload")])
             try:
-                emitted = await emit.emit(conn, CustomerId(new.customer_id), new.event_type, new.payload, new.event_id)
+                emitted = await emit.emit(
+                    conn,
+                    CustomerId(new.customer_id),
+                    new.event_type,
+                    new.payload,
+                    new.event_id,
+                    traceparent=traceparent,
+                )
             except EmitRejected as e:
                 raise _refused(e) from e
         wait_s = call.query.wait_s or 0
@@ -156,12 +168,15 @@ class Events:
         400 for an unknown event type, 409 for an event_id that was used with another type or payload. 422 also for a
         payload that does not fit the schema of its type, where that is enforced.
         """
+        return await self._traced(self._emit_batch, call, "/events/emit/batch")
+
+    async def _emit_batch(self, call: Call[NoQuery, Batch], traceparent: str | None) -> Answer:
         new = [_new_event(one, f"events[{i}].") for i, one in enumerate(call.body.events)]
         payloads = [(one.event_type, one.payload, f"events[{i}].payload") for i, one in enumerate(new)]
         async with self._services.pool.connection(WORK_S) as conn:
             await self._enforcement.check(conn, payloads)
             try:
-                emitted = await emit.emit_batch(conn, new)
+                emitted = await emit.emit_batch(conn, new, traceparent=traceparent)
             except EmitRejected as e:
                 raise _refused(e) from e
         return Answer(
@@ -172,6 +187,25 @@ class Events:
                 events=[BatchItem(one.event_id, one.matched) for one in emitted],
             ),
         )
+
+    async def _traced(
+        self, emit_: Callable[[Call[Q, B], str | None], Awaitable[Answer]], call: Call[Q, B], path: str
+    ) -> Answer:
+        """Emit with the traceparent that came; where traces are on with that of a span of its own, which it ends."""
+        tracer = self._services.tracer
+        if tracer is None:
+            return await emit_(call, call.traceparent)
+        span = tracer.emitting(call.traceparent)
+        try:
+            answer = await emit_(call, span.context.header)
+        except Problem as e:
+            span.end(BASE + path, {}, status_code=e.status)
+            raise
+        except BaseException as e:
+            span.end(BASE + path, {}, status_code=None, error=type(e).__name__)
+            raise
+        span.end(BASE + path, _facts(answer.body), status_code=answer.status)
+        return answer
 
     async def get_event(self, call: Call[EventQuery, NoBody]) -> Answer:
         """Show an event with its deliveries and their states.
@@ -199,6 +233,7 @@ def routes(services: Services) -> list[Route]:
             who="ops",
             query=EmitQuery,
             body=EventToEmit,
+            takes_traceparent=True,
             answers={200: EmittedEvent, 202: EmittedEvent},
             problems=(409,),
         ),
@@ -208,6 +243,7 @@ def routes(services: Services) -> list[Route]:
             it.emit_batch,
             who="ops",
             body=Batch,
+            takes_traceparent=True,
             answers={202: EmittedBatch},
             problems=(409,),
         ),
@@ -218,6 +254,18 @@ def routes(services: Services) -> list[Route]:
 def _new_event(given: EventToEmit, where: str) -> NewEvent:
     payload = "{}" if given.payload is UNSET else check_payload(given.payload, f"{where}payload")
     return NewEvent(given.customer_id, given.event_type, payload, given.event_id or None)
+
+
+def _facts(body: msgspec.Struct) -> Facts:
+    """What a span tells of events that were emitted."""
+    if isinstance(body, EmittedEvent):
+        return {
+            "dealix.customer.id": body.customer_id,
+            "dealix.event.id": body.event_id,
+            "dealix.event.type": body.event_type,
+            "dealix.event.matched": body.matched,
+        }
+    return {"dealix.event.count": body.count} if isinstance(body, EmittedBatch) else {}
 
 
 def _refused(error: EmitRejected) -> Problem:

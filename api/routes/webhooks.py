@@ -35,6 +35,10 @@ _TYPE: Final = re.compile(EVENT_TYPE)
 EventFilter = Annotated[
     list[EventTypeText], Meta(max_length=1000, description="The types that are wanted; none means all.")
 ]
+PropagateTraceContext = Annotated[
+    bool,
+    Meta(description="Whether requests carry the header traceparent (W3C Trace Context) where there is one to send."),
+]
 
 
 class NewWebhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,6 +48,7 @@ class NewWebhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     customer_id: CustomerIdText | UnsetType = UNSET
     events: EventFilter = []
     description: DescriptionText | None = None
+    propagate_trace_context: PropagateTraceContext = False
 
 
 class WebhookChanges(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,6 +58,7 @@ class WebhookChanges(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     events: EventFilter | UnsetType = UNSET
     description: DescriptionText | UnsetType | None = UNSET
     endpoint_url: EndpointUrlText | UnsetType = UNSET
+    propagate_trace_context: PropagateTraceContext | UnsetType = UNSET
 
 
 class WebhookQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,6 +78,7 @@ class Webhook(msgspec.Struct, frozen=True):
     endpoint_url: str
     events: list[str]
     description: str | None
+    propagate_trace_context: PropagateTraceContext
     enabled: bool
     disabled_reason: str | None
     last_delivery_at: Time | None
@@ -90,6 +97,7 @@ class CreatedWebhook(msgspec.Struct, frozen=True):
     endpoint_url: str
     events: list[str] | Literal["all"]
     description: str | None
+    propagate_trace_context: PropagateTraceContext
     secret: str
     secret_warning: str
     verification_example_python: str
@@ -136,6 +144,7 @@ class Webhooks:
                     endpoint_url=url,
                     events=wanted,
                     description=call.body.description,
+                    propagate_trace_context=call.body.propagate_trace_context,
                 )
             except SubscriptionLimit as e:
                 raise Problem(409, "too_many_subscriptions", f"{e}.") from e
@@ -147,6 +156,7 @@ class Webhooks:
                 endpoint_url=made.endpoint_url,
                 events=made.events or "all",
                 description=made.description,
+                propagate_trace_context=made.propagate_trace_context,
                 secret=secret,
                 secret_warning=SECRET_WARNING,
                 verification_example_python=example_python(),
@@ -276,6 +286,8 @@ def _changes(body: WebhookChanges) -> Changes:
         changes["description"] = body.description
     if body.endpoint_url is not UNSET:
         changes["endpoint_url"] = body.endpoint_url
+    if body.propagate_trace_context is not UNSET:
+        changes["propagate_trace_context"] = body.propagate_trace_context
     return changes
 
 
@@ -295,6 +307,7 @@ def _shown(row: Subscription) -> Webhook:
         endpoint_url=row.endpoint_url,
         events=row.events,
         description=row.description,
+        propagate_trace_context=row.propagate_trace_context,
         enabled=row.enabled,
         disabled_reason=row.disabled_reason,
         last_delivery_at=None if row.last_delivery_at is None else clock.iso(row.last_delivery_at),

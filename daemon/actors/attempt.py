@@ -17,11 +17,12 @@ from daemon.ids import new_attempt_id
 from daemon.log import get
 from daemon.model import AttemptRecord, Claim, Event, Outcome, SubscriptionConfig
 from daemon.policy import breaker as policy
-from daemon.policy import endpoint_url, signing
+from daemon.policy import endpoint_url, signing, trace_context
 from daemon.policy.retry import Decision
 from daemon.sealing import KeyRing
 from daemon.sender.request import build
 from daemon.store.subscriptions import open_previous_secret, open_secret
+from daemon.tracing import Attempting
 
 log = get("attempt")
 
@@ -85,10 +86,13 @@ def _signer(ring: KeyRing, config: SubscriptionConfig) -> signing.Signer | None:
 class Attempt:
     """Attempt number `number` of one event to one endpoint.
 
-    `may_start` is asked again at the very moment of sending, since dialling may have taken seconds.
+    `may_start` is asked again at the very moment of sending, since dialling may have taken seconds. `span` is there
+    where traces are on.
     """
 
-    def __init__(self, event: Event, number: int, setup: Setup, may_start: Callable[[], bool]) -> None:
+    def __init__(
+        self, event: Event, number: int, setup: Setup, may_start: Callable[[], bool], span: Attempting | None = None
+    ) -> None:
         self.created_at = clock.now()
         self.id = new_attempt_id(self.created_at)
         self.sent_at = math.inf
@@ -98,7 +102,9 @@ class Attempt:
         self._number = number
         self._setup = setup
         self._may_start = may_start
+        self._span = span
         self._signatures: signing.Signatures | None = None
+        self._traceparent: str | None = None
 
     def request(self) -> bytes:
         """The whole request, signed now. Called by the sender just before it writes; raises Withdrawn."""
@@ -107,6 +113,8 @@ class Attempt:
             raise Withdrawn
         self.sent_at = trio.current_time()
         signed = self._signatures = signer.sign(event_id=event.id, body=event.body, t=clock.unix_s())
+        if self._setup.config.propagate_trace_context:
+            self._traceparent = self._own_traceparent()
         fields = signing.headers(
             event_id=event.id,
             event_type=event.type,
@@ -114,20 +122,26 @@ class Attempt:
             dealix_signature=signed.dealix,
             webhook_signature=signed.webhook,
             t=signed.t,
+            traceparent=self._traceparent,
         )
         return build(target, fields, event.body)
+
+    def _own_traceparent(self) -> str | None:
+        """The receiver's parent: this attempt's span, without traces the one that the event came with, if any."""
+        context = trace_context.parse(self._event.traceparent) if self._span is None else self._span.context
+        return None if context is None else context.header
 
     def record(
         self, outcome: Outcome, decision: Decision, *, claim: Claim | None, breaker: policy.Breaker | None
     ) -> AttemptRecord:
-        """The row of this attempt.
+        """The row of this attempt, with which it ends.
 
         Without a `claim` it is a test-fire: logged, and no delivery is touched. Without a `breaker` the subscription's
         stays as it is in the database.
         """
         config, signed = self._setup.config, self._signatures
         circuit, cooldown_s, reopen_in_s = (None, 0.0, None) if breaker is None else _circuit(breaker)
-        return AttemptRecord(
+        record = AttemptRecord(
             action="log" if claim is None else "finish" if decision.wait_s is None else "retry",
             delivery_id=None if claim is None else claim.delivery_id,
             attempt=self._number,
@@ -156,7 +170,11 @@ class Attempt:
             circuit=circuit,
             cooldown_s=cooldown_s,
             reopen_in_s=reopen_in_s,
+            traceparent=self._traceparent,
         )
+        if self._span is not None:
+            self._span.end(record, outcome, self._setup.target)
+        return record
 
 
 def _circuit(breaker: policy.Breaker) -> tuple[Literal["closed", "open"], float, float | None]:

@@ -27,10 +27,11 @@ LONGEST_REST_S: Final = 5.0
 
 
 class Bookmark:
-    """Of one daemon; ids taken by shard, as they were at the last two turns of LAG_S."""
+    """Of one daemon; ids taken by shard, as they were at the last two turns of LAG_S. `name_events`: see `fan_out`."""
 
-    def __init__(self, ownership: Ownership) -> None:
+    def __init__(self, ownership: Ownership, *, name_events: bool) -> None:
         self._ownership = ownership
+        self._name_events = name_events
         self._term = -1
         self._taken: dict[int, int] = {}
         self._recent: dict[int, int] = {}
@@ -43,7 +44,8 @@ class Bookmark:
         began = trio.current_time()
         self._turn(began)
         is_whole = began >= self._whole_at
-        claimed = await outbox.fan_out(conn, shards, room, {} if is_whole else self._mark)
+        after = {} if is_whole else self._mark
+        claimed = await outbox.fan_out(conn, shards, room, after, name_events=self._name_events)
         if is_whole:
             self._whole_at = began + min(REST * (trio.current_time() - began), LONGEST_REST_S)
         self._taken |= claimed.last

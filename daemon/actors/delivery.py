@@ -34,6 +34,7 @@ from daemon.sealing import KeyRing
 from daemon.sender.endpoint import Endpoint, Sender
 from daemon.store.record import Health
 from daemon.store.shards import shard_of
+from daemon.tracing import Tracer
 
 log = get("delivery")
 
@@ -57,6 +58,7 @@ class Tools:
     fence: Fence
     recorder: Recorder
     observer: Observer
+    tracer: Tracer | None
 
 
 class Desk(Protocol):
@@ -356,8 +358,13 @@ class Delivery:
 
     async def _send(self, job: Job) -> tuple[Attempt, Outcome] | None:
         """One exchange; None if it was called back before its first byte."""
-        setup = self._setup
-        attempt = Attempt(job.event, job.claim.attempt, setup, lambda: setup is self._setup and self._has_proof(job))
+        setup, tracer = self._setup, self._tools.tracer
+        span = None if tracer is None else tracer.attempting(job.event)
+
+        def may_start() -> bool:
+            return setup is self._setup and self._has_proof(job)
+
+        attempt = Attempt(job.event, job.claim.attempt, setup, may_start, span)
         if self._endpoint is None:
             return attempt, Outcome(None, "blocked", setup.fault, 0)
         try:

@@ -41,6 +41,7 @@ from daemon.sender.endpoint import Sender
 from daemon.store.connection import Connection
 from daemon.store.pool import Pool
 from daemon.store.record import Health
+from daemon.tracing import Tracer
 
 log = get("engine")
 
@@ -54,7 +55,7 @@ class Engine:
 
     `open_janitor` makes a session of its own for so many seconds.
 
-    `ca_file` (PEM): authorities that are trusted beside the system's.
+    `ca_file` (PEM): authorities that are trusted beside the system's. `tracer` is there where traces are on.
     """
 
     def __init__(  # noqa: PLR0913 - what the composition root has made
@@ -67,6 +68,7 @@ class Engine:
         *,
         open_janitor: Callable[[float], AbstractAsyncContextManager[Connection]],
         ca_file: Path | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         delivery, egress = settings.delivery, settings.egress
         self.sender = Sender(
@@ -81,14 +83,14 @@ class Engine:
         self.lanes = Lanes(max_in_flight=delivery.max_in_flight, max_slow=delivery.max_slow)
         self.recorder = Recorder(pool, disable_after=delivery.disable_after)
         fence = Fence()
-        tools = Tools(settings, ring, self.sender, self.lanes, fence, self.recorder, self.observer)
+        tools = Tools(settings, ring, self.sender, self.lanes, fence, self.recorder, self.observer, tracer)
         self.roster = Roster(pool, tools)
         self.recorder.on_recorded = self._recorded
         self.ownership = Ownership(open_session, fence, self.roster, ring)
         claiming = Claiming(pool, self.ownership, self.roster, self.lanes, self.recorder)
         self.test_fire = TestFire(api_pool, tools)
         self._roles: dict[str, Callable[[], Awaitable[None]]] = {
-            "fanout": Fanout(claiming, self.ownership, self.observer.counts.fanned_out).run,
+            "fanout": Fanout(claiming, self.ownership, self.observer.counts.fanned_out, tracer).run,
             "schedule": Schedule(claiming, pool, self.ownership, self.roster).run,
             "recovery": Recovery(claiming, self.ownership, self.roster).run,
             "janitor": Janitor(open_janitor, retention_days=settings.retention.days).run,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Final
 
 import trio
@@ -14,6 +15,7 @@ from daemon.observe import Histogram
 from daemon.store import outbox
 from daemon.store.claims import Claimed, Room
 from daemon.store.connection import Connection
+from daemon.tracing import Tracer
 
 POLL_S: Final = 0.5
 """Without a ring: how late an event can be whose ring was lost or never sent."""
@@ -47,11 +49,13 @@ class Flow:
 class Fanout:
     """The outbox reader of one daemon. `sizes` is told how many rows each look found, where it found any."""
 
-    def __init__(self, claiming: Claiming, ownership: Ownership, sizes: Histogram) -> None:
+    def __init__(self, claiming: Claiming, ownership: Ownership, sizes: Histogram, tracer: Tracer | None) -> None:
         self._claiming = claiming
         self._ownership = ownership
         self._sizes = sizes
-        self._bookmark = Bookmark(ownership)
+        self._tracer = tracer
+        self._began_ns = 0
+        self._bookmark = Bookmark(ownership, name_events=tracer is not None)
         self._flow = Flow()
         self._deep: frozenset[int] = frozenset()
         self._is_deep_turn = False
@@ -67,6 +71,8 @@ class Fanout:
             claimed = await self._claiming.batch(self._look)
             if claimed.seen:
                 self._sizes.add(claimed.seen)
+                if self._tracer is not None:
+                    self._tracer.fanned_out(claimed.fanned_out, started_ns=self._began_ns)
             if claimed.seen and self._flow.add(claimed.seen) >= BUSY_ROWS:
                 busy_until = self._keep_busy()
             if trio.current_time() >= busy_until:
@@ -88,10 +94,12 @@ class Fanout:
 
     async def _look(self, conn: Connection, shards: frozenset[int], room: Room) -> Claimed:
         """At the shards of which more waits than a look takes, customer by customer, and at the others, by turns."""
+        self._began_ns = time.time_ns()
         deep = self._deep & shards
         self._is_deep_turn = bool(deep) and (deep == shards or not self._is_deep_turn)
         if self._is_deep_turn:
-            claimed = await outbox.fan_out_fairly(conn, deep, room, self._after)
+            is_traced = self._tracer is not None
+            claimed = await outbox.fan_out_fairly(conn, deep, room, self._after, name_events=is_traced)
             self._after = claimed.resume or outbox.START
             self._deep = deep if claimed.resume else claimed.deep
         else:

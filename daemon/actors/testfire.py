@@ -74,7 +74,8 @@ class TestFire:
         return Event(event_id, event_type, config.customer_id, created_at, body)
 
     async def _send(self, setup: Setup, event: Event) -> tuple[Attempt, Outcome]:
-        attempt = Attempt(event, 1, setup, lambda: True)
+        tracer = self._tools.tracer
+        attempt = Attempt(event, 1, setup, lambda: True, None if tracer is None else tracer.attempting(event))
         if setup.target is None:
             return attempt, Outcome(None, "blocked", setup.fault, 0)
         endpoint = self._tools.sender.endpoint(setup.target)

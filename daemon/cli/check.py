@@ -13,6 +13,7 @@ import click
 import trio
 
 from config.settings import Settings
+from daemon import tracing
 from daemon.cli.shared import config_option, database, settings_from
 from daemon.embedded_postgres import running_url
 from daemon.errors import DealixError
@@ -39,6 +40,7 @@ def check(config_file: Path | None) -> None:
     that are enabled.
     """
     settings = settings_from(config_file)
+    tracing.require(settings.traces)
     click.echo("ok      configuration")
     failed = False
     hosts: list[str] = []

@@ -39,6 +39,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     secret: str
     events: list[str] = []
     description: str | None = None
+    propagate_trace_context: bool = False
     enabled: bool = True
 
 
@@ -72,10 +73,10 @@ def import_(file: BinaryIO, config_file: Path | None) -> None:
     """Import the subscriptions in FILE (- for standard input) with their ids and secrets: all of them, or none.
 
     FILE is JSON Lines, one object a line with id, customer_id, endpoint_url and secret, and if wanted events (none:
-    every type), description and enabled. All lines are checked before the first is imported. A line that is imported
-    already is left alone, so that the same file may be imported again; an id that exists with other contents is
-    refused. A secret whose text after whsec_ is not standard base64 keeps its Dealix-Signature, but gets no
-    webhook-signature until it is rotated.
+    every type), description, propagate_trace_context and enabled. All lines are checked before the first is imported. A
+    line that is imported already is left alone, so that the same file may be imported again; an id that exists with
+    other contents is refused. A secret whose text after whsec_ is not standard base64 keeps its Dealix-Signature, but
+    gets no webhook-signature until it is rotated.
 
     \b
     Example line:
@@ -156,6 +157,7 @@ def _row(record: Record, url: str) -> NewRow:
         description=record.description,
         secret=record.secret,
         enabled=record.enabled,
+        propagate_trace_context=record.propagate_trace_context,
     )
 
 

@@ -123,7 +123,14 @@ class Signer:
 
 
 def headers(  # noqa: PLR0913 - the facts that headers carry
-    *, event_id: str, event_type: str, attempt: int, dealix_signature: str, webhook_signature: str | None, t: int
+    *,
+    event_id: str,
+    event_type: str,
+    attempt: int,
+    dealix_signature: str,
+    webhook_signature: str | None,
+    t: int,
+    traceparent: str | None = None,
 ) -> list[tuple[str, str]]:
     """The headers of one attempt in the order they are sent, without Host and Content-Length."""
     fields = [
@@ -138,4 +145,6 @@ def headers(  # noqa: PLR0913 - the facts that headers carry
     ]
     if webhook_signature is not None:
         fields.append(("webhook-signature", webhook_signature))
+    if traceparent is not None:
+        fields.append(("traceparent", traceparent))
     return fields

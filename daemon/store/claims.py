@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from daemon.ids import SubscriptionId
-from daemon.model import Claim
+from daemon.model import Claim, FannedOut
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,8 @@ class Claimed:
     """Claims to send, subscriptions for which deliveries were held instead, and how many rows were looked at.
 
     Of the outbox: `last` is the highest id that was taken of each shard from which any was. `deep` are the shards of
-    which more waits than a look takes. `resume`: there may be more behind this place.
+    which more waits than a look takes. `resume`: there may be more behind this place. `fanned_out` are the events that
+    were taken, where they were asked for.
     """
 
     claims: list[Claim]
@@ -55,22 +56,27 @@ class Claimed:
     last: dict[int, int] = field(default_factory=dict[int, int])
     deep: frozenset[int] = frozenset()
     resume: Place | None = None
+    fanned_out: list[FannedOut] = field(default_factory=list[FannedOut])
 
     @classmethod
     def of(cls, rows: Iterable[Sequence[Any]]) -> Claimed:
         """From rows of nine columns: those of a Claim, or NULL but for one of these.
 
         A subscription, fifth; a count, last; a shard, sixth, with its count in place of an attempt and its last id, or
-        alone if it is deep, or with a customer, fourth, as the place.
+        alone if it is deep, or with a customer, fourth, as the place; an event that was taken, second, with customer,
+        traceparent and matched, fourth, fifth and last.
         """
         claims: list[Claim] = []
         held: list[SubscriptionId] = []
+        fanned_out: list[FannedOut] = []
         seen, resume = 0, None
         last: dict[int, int] = {}
         deep: set[int] = set()
         for row in rows:
             if row[0] is not None:
                 claims.append(Claim(*row))
+            elif row[1] is not None:
+                fanned_out.append(FannedOut(row[1], row[3], row[4], row[8]))
             elif row[4] is not None:
                 held.append(row[4])
             elif row[5] is None:
@@ -82,7 +88,7 @@ class Claimed:
             else:
                 seen += row[6]
                 last[row[5]] = row[8]
-        return cls(claims, held, seen, last, frozenset(deep), resume)
+        return cls(claims, held, seen, last, frozenset(deep), resume, fanned_out)
 
 
 NOTHING: Final = Claimed([], [], 0)

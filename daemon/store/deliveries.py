@@ -48,6 +48,7 @@ class Attempt:
     event_day: date
     signature: str | None
     webhook_signature: str | None
+    traceparent: str | None
     response_headers: list[tuple[str, str]]
     response_body: str | None
     response_truncated: bool
@@ -250,7 +251,8 @@ def _sifting(wanted: Filter) -> LiteralString:
 
 # Index attempts_id of the one partition (at midnight two) that the id's millisecond names.
 _ATTEMPT: Final = f"""{_COLUMNS},
-           customer_id, event_day, signature, webhook_signature, response_headers, response_body, response_truncated
+           customer_id, event_day, signature, webhook_signature, traceparent, response_headers, response_body,
+           response_truncated
     FROM dealix.attempts
     WHERE id = %(id)s AND created_at >= %(low)s AND created_at < %(high)s
     LIMIT 1
@@ -272,9 +274,10 @@ async def find(conn: Connection, attempt_id: str) -> Attempt | None:
         event_day=row[13],
         signature=row[14],
         webhook_signature=row[15],
-        response_headers=_pairs(row[16]),
-        response_body=row[17],
-        response_truncated=row[18],
+        traceparent=row[16],
+        response_headers=_pairs(row[17]),
+        response_body=row[18],
+        response_truncated=row[19],
     )
 
 

@@ -37,6 +37,18 @@ SELECT e.event_id, e.matched
 FROM dealix.emit(%(customer_id)s::text, %(event_type)s::text, %(payload)s::text, %(event_id)s::text) AS e
 """
 
+# One statement, so one transaction also where none is open: the setting ends with it. Reading the setting's value in an
+# argument has it set before emit runs.
+_EMIT_TRACED: Final = """
+WITH context AS MATERIALIZED (SELECT set_config('dealix.traceparent', %(traceparent)s, true) AS traceparent)
+SELECT e.event_id, e.matched
+FROM context
+CROSS JOIN LATERAL dealix.emit(
+    %(customer_id)s::text, %(event_type)s::text, %(payload)s::text, %(event_id)s::text,
+    notify => context.traceparent IS NOT NULL
+) AS e
+"""
+
 _EMIT_BATCH: Final = """
 SELECT e.ordinal, e.event_id, e.matched
 FROM dealix.emit_batch(
@@ -44,43 +56,64 @@ FROM dealix.emit_batch(
 ) AS e
 """
 
+_EMIT_BATCH_TRACED: Final = """
+WITH context AS MATERIALIZED (SELECT set_config('dealix.traceparent', %(traceparent)s, true) AS traceparent)
+SELECT e.ordinal, e.event_id, e.matched
+FROM context
+CROSS JOIN LATERAL dealix.emit_batch(
+    %(customer_ids)s::text[], %(event_types)s::text[], %(payloads)s::text[],
+    CASE WHEN context.traceparent IS NOT NULL THEN %(event_ids)s::text[] END
+) AS e
+"""
 
-async def emit(
-    conn: Connection, customer_id: CustomerId, event_type: str, payload: str, event_id: str | None = None
+
+async def emit(  # noqa: PLR0913 the arguments of dealix.emit, and its setting
+    conn: Connection,
+    customer_id: CustomerId,
+    event_type: str,
+    payload: str,
+    event_id: str | None = None,
+    *,
+    traceparent: str | None = None,
 ) -> Emitted:
-    """Emit one event, in the transaction that is open or in one of its own. Raises EmitRejected."""
+    """Emit one event, in the transaction that is open or in one of its own. Raises EmitRejected.
+
+    A `traceparent` that is given stays that of an open transaction to its end.
+    """
     event = NewEvent(customer_id, event_type, payload, event_id)
     _refuse_what_postgres_cannot_take(event, None)
+    given = {"customer_id": customer_id, "event_type": event_type, "payload": payload, "event_id": event_id}
     try:
-        cursor = await conn.execute(
-            _EMIT,
-            {"customer_id": customer_id, "event_type": event_type, "payload": payload, "event_id": event_id},
-        )
+        if traceparent is None:
+            cursor = await conn.execute(_EMIT, given)
+        else:
+            cursor = await conn.execute(_EMIT_TRACED, given | {"traceparent": traceparent})
     except _REFUSALS as e:
         raise _rejected(e) from None
     (row,) = await cursor.fetchall()
     return Emitted(*row)
 
 
-async def emit_batch(conn: Connection, events: Sequence[NewEvent]) -> list[Emitted]:
+async def emit_batch(conn: Connection, events: Sequence[NewEvent], *, traceparent: str | None = None) -> list[Emitted]:
     """Emit all of them or, raising EmitRejected with the index of the first that was refused, none. Same order.
 
-    At most 1,000 at once, some MB of payload in all: they travel as one statement.
+    At most 1,000 at once, some MB of payload in all: they travel as one statement. `traceparent` is that of all.
     """
     for index, event in enumerate(events):
         _refuse_what_postgres_cannot_take(event, index)
     # Two batches with the same own ids in different orders would wait for each other for ever: so all take one order.
     order = sorted(range(len(events)), key=lambda i: (events[i].customer_id, events[i].event_id or ""))
+    given: dict[str, object] = {
+        "customer_ids": [events[i].customer_id for i in order],
+        "event_types": [events[i].event_type for i in order],
+        "payloads": [events[i].payload for i in order],
+        "event_ids": [events[i].event_id for i in order],
+    }
     try:
-        cursor = await conn.execute(
-            _EMIT_BATCH,
-            {
-                "customer_ids": [events[i].customer_id for i in order],
-                "event_types": [events[i].event_type for i in order],
-                "payloads": [events[i].payload for i in order],
-                "event_ids": [events[i].event_id for i in order],
-            },
-        )
+        if traceparent is None:
+            cursor = await conn.execute(_EMIT_BATCH, given)
+        else:
+            cursor = await conn.execute(_EMIT_BATCH_TRACED, given | {"traceparent": traceparent})
     except _REFUSALS as e:
         raise _rejected(e, order) from None
     emitted: dict[int, Emitted] = {}

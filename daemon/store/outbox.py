@@ -73,6 +73,9 @@ _TAKE: Final = """
     UNION ALL
     SELECT NULL, NULL, NULL, NULL, NULL, shard, count(*)::smallint, NULL, max(id) FROM taken GROUP BY shard
     UNION ALL
+    SELECT NULL, event_id, NULL, customer_id, traceparent, NULL, NULL, NULL, cardinality(subscription_ids)
+    FROM taken WHERE %(name_events)s::boolean
+    UNION ALL
     SELECT NULL, NULL, NULL, NULL, NULL, shard, NULL, NULL, NULL FROM picked
     GROUP BY shard HAVING count(*) >= %(per_shard)s
 """
@@ -139,31 +142,39 @@ _FAN_OUT_FAIRLY: Final = f"""
 
 
 async def fan_out(
-    conn: Connection, shards: Iterable[int], room: Room, after: Mapping[int, int] = MappingProxyType({})
+    conn: Connection,
+    shards: Iterable[int],
+    room: Room,
+    after: Mapping[int, int] = MappingProxyType({}),
+    *,
+    name_events: bool = False,
 ) -> Claimed:
     """Take a batch from the outbox of `shards`; the oldest first, the shards in turns. `seen` counts events.
 
     What finds no room, or a disabled subscription or open breaker, is held; what finds no subscription is dropped.
-    `after`: of these shards only rows behind the given id are looked at.
+    `after`: of these shards only rows behind the given id are looked at. `name_events`: say which events were taken.
     """
     ordered = sorted(shards)
     place = {"shards": ordered, "after": [after.get(shard, 0) for shard in ordered]}
-    cursor = await conn.execute(_FAN_OUT, place | _bounds() | room.parameters())
+    cursor = await conn.execute(_FAN_OUT, place | _bounds(name_events) | room.parameters())
     return Claimed.of(await cursor.fetchall())
 
 
-async def fan_out_fairly(conn: Connection, shards: Iterable[int], room: Room, after: Place = START) -> Claimed:
+async def fan_out_fairly(
+    conn: Connection, shards: Iterable[int], room: Room, after: Place = START, *, name_events: bool = False
+) -> Claimed:
     """As `fan_out`, but from each customer of these shards in turn, each one's oldest first.
 
     Looks at customers after the place `after`; `resume` is where the next look has to begin, None for the start.
     """
     place = {"shards": sorted(shards), "shard": after[0], "customer_id": after[1]}
-    cursor = await conn.execute(_FAN_OUT_FAIRLY, place | _bounds() | room.parameters())
+    cursor = await conn.execute(_FAN_OUT_FAIRLY, place | _bounds(name_events) | room.parameters())
     return Claimed.of(await cursor.fetchall())
 
 
-def _bounds() -> dict[str, int]:
+def _bounds(name_events: bool) -> dict[str, int]:  # noqa: FBT001 handed on
     return {
+        "name_events": name_events,
         "per_shard": PER_SHARD,
         "max_customers": MAX_CUSTOMERS,
         "max_bytes": MAX_BYTES,

@@ -208,7 +208,7 @@ async def extend_leases(conn: Connection, own: Sequence[tuple[DeliveryId, int]],
 
 # The day's partition by its own name: a prepared plan over the parent would lock all of them at each execution.
 _EVENTS: Final = sql.SQL("""
-    SELECT e.id, e.type, e.customer_id, e.created_at, e.data
+    SELECT e.id, e.type, e.customer_id, e.created_at, e.data, e.matched, e.traceparent
     FROM unnest(%(customers)s::text[], %(ids)s::text[]) AS wanted (customer_id, id)
     CROSS JOIN LATERAL (
         SELECT * FROM {partition} e WHERE e.customer_id = wanted.customer_id AND e.id = wanted.id OFFSET 0
@@ -234,14 +234,16 @@ async def load_events(conn: Connection, day: date, wanted: Sequence[tuple[Custom
             body=envelope(
                 event_id=event_id, event_type=event_type, customer_id=customer_id, data=data, created_at=created_at
             ),
+            matched=matched,
+            traceparent=traceparent,
         )
-        for event_id, event_type, customer_id, created_at, data in await cursor.fetchall()
+        for event_id, event_type, customer_id, created_at, data, matched, traceparent in await cursor.fetchall()
     ]
 
 
 _CONFIGS: Final = """
     SELECT s.id, s.customer_id, s.endpoint_url, s.enabled, s.version, s.secret_sealed, s.previous_secret_sealed,
-           s.previous_secret_expires_at, h.consecutive_failures, h.cooldown_s,
+           s.previous_secret_expires_at, s.propagate_trace_context, h.consecutive_failures, h.cooldown_s,
            CASE WHEN h.circuit = 'open' THEN extract(epoch FROM h.reopen_at - now())::float8 END
     FROM dealix.subscriptions s
     JOIN dealix.subscription_health h ON h.subscription_id = s.id

@@ -150,7 +150,8 @@ _RECORD: Final = f"""
             action text, delivery_id bigint, attempt smallint, wait_s float8, id text, created_at timestamptz,
             customer_id text, subscription_id text, event_id text, event_day date, event_type text, outcome text,
             success boolean, endpoint_url text, status_code smallint, error text, duration_ms integer, signature text,
-            webhook_signature text, response_headers text, response_body text, response_truncated boolean)
+            webhook_signature text, response_headers text, response_body text, response_truncated boolean,
+            traceparent text)
     ), finished AS (
         DELETE FROM dealix.deliveries d
         WHERE d.id = ANY (ARRAY(SELECT r.delivery_id FROM r WHERE r.action = 'finish')) AND d.claimed
@@ -166,10 +167,10 @@ _RECORD: Final = f"""
     ), logged AS (
         INSERT INTO dealix.attempts (id, created_at, customer_id, subscription_id, event_id, event_day, event_type,
             attempt, outcome, success, endpoint_url, status_code, error, duration_ms, signature, webhook_signature,
-            response_headers, response_body, response_truncated)
+            response_headers, response_body, response_truncated, traceparent)
         SELECT id, created_at, customer_id, subscription_id, event_id, event_day, event_type,
             attempt, outcome, success, endpoint_url, status_code, error, duration_ms, signature, webhook_signature,
-            response_headers, response_body, response_truncated
+            response_headers, response_body, response_truncated, traceparent
         FROM r
     ), health AS (
         UPDATE dealix.subscription_health k

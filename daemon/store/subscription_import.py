@@ -11,7 +11,7 @@ from daemon.store.subscriptions import MAX_PER_CUSTOMER, NewRow, count, insert, 
 
 # Locks the row, so that what was compared is what stands there when the import commits.
 _EXISTING: Final = """
-SELECT customer_id, endpoint_url, events, description, enabled, secret_sealed
+SELECT customer_id, endpoint_url, events, description, propagate_trace_context, enabled, secret_sealed
 FROM dealix.subscriptions
 WHERE id = %(id)s
 FOR SHARE
@@ -33,9 +33,15 @@ async def import_one(conn: Connection, ring: KeyRing, record: NewRow) -> Literal
         await insert(conn, ring, record)
         return "imported"
     *plain, sealed = row
-    given = [record.customer_id, record.endpoint_url, list(record.events), record.description, record.enabled]
-    names = ("customer_id", "endpoint_url", "events", "description", "enabled")
-    differing = [name for name, old, new in zip(names, plain, given, strict=True) if old != new]
+    given = {
+        "customer_id": record.customer_id,
+        "endpoint_url": record.endpoint_url,
+        "events": list(record.events),
+        "description": record.description,
+        "propagate_trace_context": record.propagate_trace_context,
+        "enabled": record.enabled,
+    }
+    differing = [name for old, (name, new) in zip(plain, given.items(), strict=True) if old != new]
     if not _same_secret(ring, record, sealed):
         differing.append("secret")
     if differing:

@@ -39,6 +39,7 @@ class Subscription:
     endpoint_url: str
     events: list[str]
     description: str | None
+    propagate_trace_context: bool
     enabled: bool
     disabled_reason: str | None
     last_delivery_at: datetime | None
@@ -56,6 +57,7 @@ class Changes(TypedDict, total=False):
     events: list[str]
     description: str | None
     endpoint_url: str
+    propagate_trace_context: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +85,18 @@ _TAKE_TURNS: Final = "SELECT pg_advisory_xact_lock(hashtextextended('dealix.subs
 _COUNT: Final = "SELECT count(*) FROM dealix.subscriptions WHERE customer_id = %(customer_id)s"
 
 _INSERT: Final = """
-INSERT INTO dealix.subscriptions (id, customer_id, endpoint_url, events, description, enabled, disabled_reason,
-                                  secret_sealed)
-VALUES (%(id)s, %(customer_id)s, %(endpoint_url)s, %(events)s, %(description)s, %(enabled)s,
-        CASE WHEN NOT %(enabled)s THEN 'requested' END, %(secret_sealed)s)
+INSERT INTO dealix.subscriptions (id, customer_id, endpoint_url, events, description, propagate_trace_context,
+                                  enabled, disabled_reason, secret_sealed)
+VALUES (%(id)s, %(customer_id)s, %(endpoint_url)s, %(events)s, %(description)s, %(propagate_trace_context)s,
+        %(enabled)s, CASE WHEN NOT %(enabled)s THEN 'requested' END, %(secret_sealed)s)
 """
 
 _INSERT_HEALTH: Final = "INSERT INTO dealix.subscription_health (subscription_id) VALUES (%(id)s)"
 
 # Primary keys.
 _GET: Final = """
-SELECT s.id, s.customer_id, s.endpoint_url, s.events, s.description, s.enabled, s.disabled_reason, h.last_delivery_at,
-       h.last_status_code, h.consecutive_failures,
+SELECT s.id, s.customer_id, s.endpoint_url, s.events, s.description, s.propagate_trace_context, s.enabled,
+       s.disabled_reason, h.last_delivery_at, h.last_status_code, h.consecutive_failures,
        CASE WHEN h.circuit = 'open' AND h.reopen_at <= now() THEN 'half_open' ELSE h.circuit END,
        s.created_at, s.updated_at
 FROM dealix.subscriptions s
@@ -104,8 +106,8 @@ WHERE s.id = %(id)s
 
 # Index subscriptions_list; at most 100 rows a customer.
 _PAGE: Final = """
-SELECT s.id, s.customer_id, s.endpoint_url, s.events, s.description, s.enabled, s.disabled_reason, h.last_delivery_at,
-       h.last_status_code, h.consecutive_failures,
+SELECT s.id, s.customer_id, s.endpoint_url, s.events, s.description, s.propagate_trace_context, s.enabled,
+       s.disabled_reason, h.last_delivery_at, h.last_status_code, h.consecutive_failures,
        CASE WHEN h.circuit = 'open' AND h.reopen_at <= now() THEN 'half_open' ELSE h.circuit END,
        s.created_at, s.updated_at
 FROM dealix.subscriptions s
@@ -132,7 +134,8 @@ SET enabled = coalesce(%(enabled)s::boolean, enabled),
                            THEN coalesce(disabled_reason, 'requested') END,
     events = coalesce(%(events)s::text[], events),
     description = CASE WHEN %(set_description)s THEN %(description)s::text ELSE description END,
-    endpoint_url = coalesce(%(endpoint_url)s::text, endpoint_url)
+    endpoint_url = coalesce(%(endpoint_url)s::text, endpoint_url),
+    propagate_trace_context = coalesce(%(propagate_trace_context)s::boolean, propagate_trace_context)
 WHERE id = %(id)s
 """
 
@@ -192,6 +195,7 @@ async def create(  # noqa: PLR0913 the columns that a customer chooses
     endpoint_url: str,
     events: Sequence[str],
     description: str | None,
+    propagate_trace_context: bool = False,
 ) -> tuple[Subscription, str]:
     """A new, enabled subscription and its secret, which cannot be had again.
 
@@ -202,7 +206,15 @@ async def create(  # noqa: PLR0913 the columns that a customer chooses
         await take_turns(conn, customer_id)
         if await count(conn, customer_id) >= MAX_PER_CUSTOMER:
             raise SubscriptionLimit(f"customer {customer_id} has {MAX_PER_CUSTOMER} subscriptions, which is the limit")
-        row = NewRow(subscription_id, customer_id, endpoint_url, events, description, secret)
+        row = NewRow(
+            subscription_id,
+            customer_id,
+            endpoint_url,
+            events,
+            description,
+            secret,
+            propagate_trace_context=propagate_trace_context,
+        )
         await insert(conn, ring, row)
         created = await get(conn, subscription_id)
     if created is None:  # nobody else knows the id yet
@@ -221,6 +233,7 @@ class NewRow:
     description: str | None
     secret: str
     enabled: bool = True
+    propagate_trace_context: bool = False
 
 
 async def take_turns(conn: Connection, customer_id: CustomerId) -> None:
@@ -245,6 +258,7 @@ async def insert(conn: Connection, ring: KeyRing, row: NewRow) -> None:
             "endpoint_url": row.endpoint_url,
             "events": list(row.events),
             "description": row.description,
+            "propagate_trace_context": row.propagate_trace_context,
             "enabled": row.enabled,
             "secret_sealed": ring.seal(row.secret, table=TABLE, column="secret", row=row.id),
         },
@@ -296,6 +310,7 @@ async def update(conn: Connection, subscription_id: SubscriptionId, changes: Cha
                 "set_description": "description" in changes,
                 "description": changes.get("description"),
                 "endpoint_url": changes.get("endpoint_url"),
+                "propagate_trace_context": changes.get("propagate_trace_context"),
             },
         )
         return await get(conn, subscription_id)

@@ -40,7 +40,7 @@ async def test_a_look_from_the_mark_does_not_walk_over_what_was_taken_before(mig
 async def blocks(running: Running, after: int) -> int:
     """Blocks of the shared buffers that a look at acme's shard touches."""
     values = {"shards": [shard_of("acme")], "after": [after], "per_shard": outbox.PER_SHARD}
-    bounds = {"max_bytes": outbox.MAX_BYTES, "max_deliveries": outbox.MAX_DELIVERIES}
+    bounds = {"max_bytes": outbox.MAX_BYTES, "max_deliveries": outbox.MAX_DELIVERIES, "name_events": False}
     statement = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) ") + sql.SQL(outbox._FAN_OUT)
     async with running.pool.connection(10) as conn:
         cursor = await conn.execute(statement, values | bounds | Room({}, 32, 60.0).parameters())

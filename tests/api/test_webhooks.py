@@ -10,8 +10,9 @@ from daemon.sender.endpoint import Sender
 from tests.support.api import NOWHERE, Asker, Served, open_api
 
 S_FIELDS = {
-    "id", "customer_id", "endpoint_url", "events", "description", "enabled", "disabled_reason", "last_delivery_at",
-    "last_status_code", "consecutive_failures", "circuit", "created_at", "updated_at",
+    "id", "customer_id", "endpoint_url", "events", "description", "propagate_trace_context", "enabled",
+    "disabled_reason", "last_delivery_at", "last_status_code", "consecutive_failures", "circuit", "created_at",
+    "updated_at",
 }  # fmt: skip
 
 
@@ -19,8 +20,8 @@ S_FIELDS = {
 async def test_a_new_subscription_answers_what_the_contract_says_and_its_secret_once(api: Served) -> None:
     made = await api.acme.subscribe(f"{NOWHERE}?token=x", events=["deal.won", "deal.lost", "deal.won"], description="d")
     assert set(made) == {
-        "id", "customer_id", "endpoint_url", "events", "description", "secret", "secret_warning",
-        "verification_example_python",
+        "id", "customer_id", "endpoint_url", "events", "description", "propagate_trace_context", "secret",
+        "secret_warning", "verification_example_python",
     }  # fmt: skip
     assert made["customer_id"] == "acme"
     assert made["events"] == ["deal.won", "deal.lost"]
@@ -172,6 +173,8 @@ async def test_a_change_changes_what_it_names_and_nothing_else(api: Served) -> N
         {"events": ["deal.lost"]},
         {"events": []},
         {"endpoint_url": f"{NOWHERE}/b"},
+        {"propagate_trace_context": True},
+        {"propagate_trace_context": False},
     ):
         before = (await api.acme.get(path)).json()
         after = (await api.acme.patch(path, change)).json()

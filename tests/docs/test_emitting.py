@@ -183,6 +183,15 @@ def test_a_query_emits_what_it_finds_and_the_trigger_what_changes(db: Session) -
     assert emitted(db)[1:] == [("deal.stage_changed", '{"deal_id" : 7, "stage" : "lost"}', 1)]
 
 
+def test_what_is_emitted_after_a_traceparent_was_set_keeps_it(db: Session) -> None:
+    run(db, "Traces")
+    assert emitted(db) == [("deal.won", '{"deal_id": 7}', 1)]
+    ((_, _, code),) = under(FILE, "Traces")
+    kept = db.execute("SELECT traceparent FROM dealix.events").fetchone()
+    assert kept is not None
+    assert f"'{kept[0]}'" in code
+
+
 def test_the_raw_notify_is_one_that_a_daemon_understands(db: Session) -> None:
     ((_, _, code),) = under(FILE, "Other ways in")
     db.execute("LISTEN dealix_emit")

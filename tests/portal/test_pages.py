@@ -106,6 +106,17 @@ async def test_unticking_the_last_type_does_not_subscribe_to_all(api: Served, ac
     assert (await api.acme.get(f"/webhooks/{made['id']}")).json()["events"] == ["deal.won"]
 
 
+async def test_the_trace_context_is_asked_for_by_a_box_that_shows_what_is(api: Served, acme: Visitor) -> None:
+    made = await api.acme.subscribe()
+    path = f"/portal/endpoints/{made['id']}/edit"
+    for ticked in (True, False):
+        page = await acme.see(path)
+        assert ('name="propagate_trace_context" value="true" checked' in page.text) is not ticked
+        wish = {"propagate_trace_context": "true"} if ticked else {}
+        await acme.send(path, endpoint_url=NOWHERE, which="all", **wish)
+        assert (await api.acme.get(f"/webhooks/{made['id']}")).json()["propagate_trace_context"] is ticked
+
+
 async def test_an_endpoint_is_edited_paused_enabled_and_deleted(api: Served, acme: Visitor) -> None:
     made = await api.acme.subscribe(description="old")
     one = f"/portal/endpoints/{made['id']}"

@@ -24,6 +24,7 @@ from daemon.sender.endpoint import Sender
 from daemon.store import api_keys
 from daemon.store.pool import Pool
 from daemon.store.sessions import HOT, Database
+from daemon.tracing import Tracer
 from tests.support.engine import RING, settings_for_tests
 
 BASE = "/api/v1/ecosystem"
@@ -117,6 +118,7 @@ async def open_api(
     working: bool = False,
     limits: Limits = Limits(),  # noqa: B008 frozen
     sender: Sender | None = None,
+    tracer: Tracer | None = None,
     **groups: dict[str, Any],
 ) -> AsyncGenerator[Served]:
     """The API on the database `url`, with an engine behind it that delivers if it is `working`.
@@ -127,7 +129,7 @@ async def open_api(
     pool, engine_pool = Pool(url, size=6, name="test api"), Pool(url, size=6, name="test engine", options=HOT)
     database = Database(url, url)
     open_janitor = partial(database.session, "test janitor")
-    engine = Engine(settings, RING, engine_pool, pool, database.owner, open_janitor=open_janitor)
+    engine = Engine(settings, RING, engine_pool, pool, database.owner, open_janitor=open_janitor, tracer=tracer)
     services = Services(
         settings=settings,
         pool=pool,
@@ -137,6 +139,7 @@ async def open_api(
         readiness=engine.readiness,
         vitals=engine.vitals,
         tail=Tail(pool, stop := trio.Event()),
+        tracer=tracer,
     )
     app = create_app(services)
     try:

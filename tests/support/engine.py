@@ -22,6 +22,7 @@ from daemon.store import subscriptions
 from daemon.store.connection import Connection
 from daemon.store.pool import Pool
 from daemon.store.sessions import HOT, Database, dedicated
+from daemon.tracing import Tracer
 
 RING = KeyRing(secrets.token_bytes(32))
 OWNER = "dealix owner"
@@ -187,13 +188,13 @@ class Running:
 
 @asynccontextmanager
 async def running_engine(
-    url: str, *, ca_file: Path | None = None, **groups: Mapping[str, object]
+    url: str, *, ca_file: Path | None = None, tracer: Tracer | None = None, **groups: Mapping[str, object]
 ) -> AsyncGenerator[Running]:
     """An engine at work on `url`; stopped in good order at the end."""
     settings = settings_for_tests(Path("/nonexistent"), **groups)
     pool = Pool(url, size=8, name=POOL, options=HOT)
     try:
-        async with _running(url, settings, pool, ca_file) as running:
+        async with _running(url, settings, pool, ca_file, tracer) as running:
             yield running
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
@@ -201,7 +202,9 @@ async def running_engine(
 
 
 @asynccontextmanager
-async def _running(url: str, settings: Settings, pool: Pool, ca_file: Path | None) -> AsyncGenerator[Running]:
+async def _running(
+    url: str, settings: Settings, pool: Pool, ca_file: Path | None, tracer: Tracer | None
+) -> AsyncGenerator[Running]:
     sessions: list[Connection] = []
 
     @asynccontextmanager
@@ -211,7 +214,7 @@ async def _running(url: str, settings: Settings, pool: Pool, ca_file: Path | Non
             yield conn
 
     open_janitor = partial(Database(url, url).session, "test janitor")
-    engine = Engine(settings, RING, pool, pool, open_session, open_janitor=open_janitor, ca_file=ca_file)
+    engine = Engine(settings, RING, pool, pool, open_session, open_janitor=open_janitor, ca_file=ca_file, tracer=tracer)
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(engine.run, stop.wait)
