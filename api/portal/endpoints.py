@@ -194,6 +194,7 @@ def _values(form: Form) -> dict[str, object]:
         "endpoint_url": form.get("endpoint_url", "").strip(),
         "description": form.get("description", "").strip() or None,
         "events": [] if form.get("which") != "some" else form.getlist("events"),
+        "propagate_trace_context": form.get("propagate_trace_context") == "true",
     }
 
 
@@ -208,7 +209,6 @@ def install(frame: Frame) -> None:
     one = f"{HOME}/<subscription_id>"
     frame.show(HOME, it.endpoints)
     frame.show(f"{HOME}/new", it.new_endpoint)
-        "propagate_trace_context": form.get("propagate_trace_context") == "true",
     frame.take(HOME, it.create_endpoint)
     frame.show(one, it.endpoint)
     frame.show(f"{one}/edit", it.edit_endpoint)
