@@ -40,6 +40,8 @@ HEARTBEAT_S: Final = 2.0
 """LISTEN can die in silence (DISCARD ALL, a pooler): our own NOTIFY has to come back before the second one after it."""
 SILENT_S: Final = 6.0
 """Another daemon whose session has been silent for so long is frozen, and the server did not end it after 5 s."""
+NEWCOMER_S: Final = 4.0
+"""A session that is younger may be one that has not joined yet."""
 STOP_LOOK_S: Final = 0.02
 BUSY_LOOK_S: Final = 0.1
 
@@ -233,7 +235,13 @@ class Ownership:
         self._roster.give_back(self._fence.draining)
 
     async def _gain(self, conn: Connection, free: list[int]) -> None:
-        gained = await store.try_own(conn, free) if free else []
+        if not free:
+            return
+        if ended := await store.end_lockless(conn, newcomer_s=NEWCOMER_S):
+            # Their daemons may send until their next check; told so by the end of the session, they are silent by ours.
+            log.warning("ownership.lockless_ended", sessions=len(ended))
+            return
+        gained = await store.try_own(conn, free)
         if not gained:
             return
         # What is in memory from the last time these were ours, in flight or not recorded yet, is not up for others: its

@@ -76,9 +76,8 @@ async def leave(conn: Connection) -> None:
 
 
 async def listen(conn: Connection) -> None:
-    """Hear all channels."""
-    for channel in (WAKE, DUE, CONFIG, RAW, HEARTBEAT):
-        await conn.execute(f"LISTEN {channel}")
+    """Hear all channels, by one round trip."""
+    await conn.execute("; ".join([f"LISTEN {channel}" for channel in (WAKE, DUE, CONFIG, RAW, HEARTBEAT)]))
 
 
 async def heartbeat(conn: Connection, token: str) -> bool:
@@ -116,6 +115,29 @@ _END_SILENT: Final = """
 async def end_silent(conn: Connection, *, silent_s: float) -> list[int]:
     """End the sessions of other daemons that own shards and have asked nothing for so long; returns their backends."""
     cursor = await conn.execute(_END_SILENT, {"own": OWN_CLASS, "member": MEMBER_CLASS, "silent_s": silent_s})
+    return [pid for (pid,) in await cursor.fetchall()]
+
+
+# A session keeps its application_name through DISCARD ALL. One that began a moment ago has not locked yet. The pids are
+# fixed first, as above.
+_END_LOCKLESS: Final = """
+    WITH lockless AS MATERIALIZED (
+        SELECT a.pid FROM pg_stat_activity a
+        WHERE a.datname = current_database() AND a.usename = session_user
+          AND a.application_name = current_setting('application_name')
+          AND a.pid <> pg_backend_pid() AND a.backend_start < now() - %(newcomer_s)s * interval '1 s'
+          AND NOT EXISTS (
+              SELECT FROM pg_locks l
+              WHERE l.pid = a.pid AND l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+                AND l.classid::bigint IN (%(own)s, %(member)s))
+    )
+    SELECT pid FROM lockless WHERE pg_terminate_backend(pid)
+"""
+
+
+async def end_lockless(conn: Connection, *, newcomer_s: float) -> list[int]:
+    """End the sessions of other daemons that have lost their locks (DISCARD ALL) and stand; returns their backends."""
+    cursor = await conn.execute(_END_LOCKLESS, {"own": OWN_CLASS, "member": MEMBER_CLASS, "newcomer_s": newcomer_s})
     return [pid for (pid,) in await cursor.fetchall()]
 
 

@@ -15,9 +15,10 @@ import trio
 from psycopg import sql
 
 from daemon.actors import claiming, ownership, recorder, roster
-from daemon.store import outbox
+from daemon.store import outbox, shards
 from daemon.store.claims import Room
-from daemon.store.connection import connect
+from daemon.store.connection import Connection, connect, is_readable
+from daemon.store.sessions import dedicated
 from daemon.store.shards import OWN_CLASS, SHARDS, shard_of
 from tests.support.answers import hang, status
 from tests.support.engine import OWNER, POOL, Running, running_engine
@@ -208,6 +209,38 @@ async def test_a_session_that_has_lost_its_locks_or_its_listening_is_replaced(
                 while not running.engine.ownership.listening:
                     await trio.sleep(0.02)
                 await running.until(SHARDS, locks, OWN_CLASS, running.sessions[-1].info.backend_pid)
+
+
+async def test_a_session_that_lost_its_locks_under_its_daemon_is_ended_before_others_take_its_shards(
+    migrated_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until its next check that daemon believes that the shards are its own, and sends."""
+    monkeypatch.setattr(ownership, "NEWCOMER_S", 1.0)
+
+    async def ask_now_and_then(conn: Connection, enough: trio.CancelScope) -> None:
+        with enough:
+            while True:
+                await conn.execute("SELECT 1")
+                await trio.sleep(0.5)
+
+    half = SHARDS // 2
+    with trio.fail_after(40):
+        async with (
+            running_engine(migrated_database) as running,
+            dedicated(migrated_database) as former,
+            trio.open_nursery() as living,
+        ):
+            await shards.join(former)
+            living.start_soon(ask_now_and_then, former, enough := trio.CancelScope())
+            await running.share(half)
+            await trio.sleep(ownership.NEWCOMER_S)
+            enough.cancel()
+            assert len(await shards.try_own(former, range(SHARDS))) == half
+            assert not is_readable(former)
+            await former.execute("DISCARD ALL")
+            while len(running.engine.ownership.shards) == half:
+                await trio.lowlevel.checkpoint()
+            assert is_readable(former), "its shards were taken while nothing told its daemon"
 
 
 # ── what the dead leave ──────────────────────────────────────────────────────────────────────────────────────────────
