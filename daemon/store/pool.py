@@ -101,6 +101,7 @@ class Pool:
         """
         with trio.move_on_after(deadline_s) as scope:
             lent = await self._lend()
+            lent_at = trio.current_time()
             try:
                 yield lent.connection
                 if lent.connection.unreplicated:
@@ -114,7 +115,7 @@ class Pool:
                     raise
                 raise unavailable from e
             finally:
-                await self._take_back(lent)
+                await self._take_back(lent, lent_at)
         if scope.cancelled_caught:
             reason = f" ({self._last_failure})" if self._failures else ""
             raise DatabaseUnavailable(f"the database did not answer within {deadline_s:g} s{reason}")
@@ -222,7 +223,7 @@ class Pool:
         self._last_failure = reason
         self._retry_at = trio.current_time() + pause
 
-    async def _take_back(self, lent: _Idle) -> None:
+    async def _take_back(self, lent: _Idle, lent_at: float) -> None:
         self._lent -= 1
         self._places.release()
         connection, now = lent.connection, trio.current_time()
@@ -233,6 +234,11 @@ class Pool:
             and connection.pgconn.pipeline_status == PipelineStatus.OFF
             and now < lent.expires_at
         )
+        if connection.closed:
+            # Lost, or silent until the deadline. What has idled since before may have gone the same way without a word
+            # (a router that lost its table, a promoted standby's address): not to be found out one deadline each.
+            while self._idle and self._idle[0].since < lent_at:
+                await self._idle.popleft().connection.close()
         if reusable:
             self._idle.append(_Idle(connection, now, lent.expires_at, lent.admitted_at))
             self._news.unpark()

@@ -5,6 +5,8 @@ Standard output has its port. Standard input takes one command a line, its words
     pass            forward as it comes (so it begins)
     delay 0.05      forward everything so many seconds later, in each direction
     hold            forward nothing and close nothing: a peer that fell silent
+    forget          forward as it comes, but nothing of the connections there are, which only the server sees end: a
+                    router that has lost its table, an address that a promoted standby took over
     cut             reset every connection; new ones are served
     refuse          reset every connection, and each new one as it comes
     lose NAME 1     of the next transactions of connections with that application_name: let the server finish so many,
@@ -52,6 +54,8 @@ class Link:
     injecting: bool = False
     free: asyncio.Event = field(default_factory=asyncio.Event)
     """While this is not set, nothing of the client goes to the server."""
+    known: asyncio.Event = field(default_factory=asyncio.Event)
+    """While this is not set, nothing goes either way."""
     rest: bytes = b""
     """The beginning of a message whose end has not come yet."""
 
@@ -122,6 +126,7 @@ class Proxy:
             return
         link = Link(writer, to_server)
         link.free.set()
+        link.known.set()
         if self.mode == "refuse":
             link.reset()
             return
@@ -131,6 +136,8 @@ class Proxy:
             asyncio.create_task(self.pump(link, from_server, writer, from_client=False)),
         ]
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        for gate in (self.passing, link.known):
+            await gate.wait()  # nobody hears of an end either
         for pump in pumps:
             pump.cancel()
         self.links.remove(link)
@@ -142,7 +149,7 @@ class Proxy:
     ) -> None:
         """Forward one direction until it ends. With a delay the chunks keep their distances."""
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(1000)
-        gates = (self.passing, link.free) if from_client else (self.passing,)
+        gates = (self.passing, link.known, link.free) if from_client else (self.passing, link.known)
         writing = asyncio.create_task(self.forward(queue, writer, gates))
         try:
             while data := await reader.read(CHUNK):
@@ -199,6 +206,12 @@ class Proxy:
         self.delay_s = float(words[1]) if words[0] == "delay" else 0.0
         if words[0] == "hold":
             self.passing.clear()
+        elif words[0] == "forget":
+            for link in self.links:
+                link.known.clear()
+                link.is_idle = False
+                link.server.close()  # a server does not keep such sessions for long either
+            self.passing.set()
         else:
             self.passing.set()
         if words[0] in {"cut", "refuse"}:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Final, LiteralString, cast
 
 import psycopg
@@ -16,6 +17,7 @@ from psycopg.rows import TupleRow
 from daemon.errors import CommitUnknown, DatabaseUnavailable
 from daemon.store.connection import GRACE_S, connect
 from daemon.store.pool import Pool, PoolStatistics
+from tests.chaos.proxy import open_proxy
 from tests.support.own_server import OwnServer
 
 LIMIT_S: Final = 20.0
@@ -24,9 +26,16 @@ SLACK_S: Final = 0.4
 
 @asynccontextmanager
 async def pool_of(
-    server: OwnServer, size: int, *, connect_timeout_s: float = 5.0, max_lifetime_s: float = 60.0
+    server: OwnServer, size: int, *, url: str = "", connect_timeout_s: float = 5.0, max_lifetime_s: float = 60.0
 ) -> AsyncGenerator[Pool]:
-    pool = Pool(server.url, size=size, name="pool", connect_timeout_s=connect_timeout_s, max_lifetime_s=max_lifetime_s)
+    """To the server, by way of `url` where that is given."""
+    pool = Pool(
+        url or server.url,
+        size=size,
+        name="pool",
+        connect_timeout_s=connect_timeout_s,
+        max_lifetime_s=max_lifetime_s,
+    )
     with trio.fail_after(LIMIT_S):
         try:
             yield pool
@@ -323,6 +332,20 @@ async def test_with_a_frozen_server_every_call_ends_at_its_deadline_or_a_grace_l
         own_server.thaw()
         assert await one(pool, "SELECT 7") == 7
         assert pool.statistics() == PoolStatistics(open=1, idle=1, waiting=0)
+
+
+async def test_those_that_idled_beside_one_that_fell_silent_are_not_found_out_one_by_one(
+    own_server: OwnServer, tmp_path: Path
+) -> None:
+    with open_proxy(own_server, tmp_path) as proxy:
+        async with pool_of(own_server, 3, url=proxy.url(own_server.url)) as pool:
+            async with pool.connection(5), pool.connection(5), pool.connection(5):
+                pass
+            proxy.tell("forget")
+            with pytest.raises(DatabaseUnavailable):
+                await one(pool, deadline_s=0.3)
+            assert await one(pool, "SELECT 7", deadline_s=2) == 7
+            assert pool.statistics() == PoolStatistics(open=1, idle=1, waiting=0)
 
 
 async def test_a_commit_that_meets_a_frozen_server_is_unknown_and_not_merely_late(own_server: OwnServer) -> None:
