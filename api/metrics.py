@@ -56,7 +56,7 @@ class Metrics:
     async def _ask(self) -> Facts | None:
         try:
             async with self._services.pool.connection(READ_S) as conn:
-                await check_version(conn)
+                await check_version(conn, at_work=True)
                 return Facts(
                     queues=await ops.queues(conn),
                     outbox_age_s=await ops.outbox_age_s(conn),

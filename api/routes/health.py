@@ -46,11 +46,11 @@ def routes(services: Services) -> list[Route]:
     async def get_readyz(_: Call[AnyQuery, NoBody]) -> Answer:
         """Tell whether the process can do its work.
 
-        Ready means: the database answers, its schema is this program's, and the LISTEN connection is up.
+        Ready means: the database answers, its schema is this program's or a newer one, and the LISTEN connection is up.
         """
         async with services.pool.connection(PROBE_S) as conn:
             try:
-                await check_version(conn)
+                await check_version(conn, at_work=True)
             except SchemaMismatch as e:
                 raise unavailable("schema_mismatch", f"{e}.") from e
         state = services.readiness()

@@ -133,9 +133,13 @@ async def is_empty(conn: Connection) -> bool:
     return not await _applied(conn)
 
 
-async def check_version(conn: Connection) -> None:
-    """Raises SchemaMismatch, with what to do, unless the database's schema is exactly this program's."""
-    if pending := _pending(await _applied(conn)):
+async def check_version(conn: Connection, *, at_work: bool = False) -> None:
+    """Raises SchemaMismatch, with what to do, unless the database's schema is exactly this program's.
+
+    For a program that is `at_work` a newer one is right too: the next version's migrations come before its daemons, and
+    only add to what this one uses.
+    """
+    if pending := _pending(await _applied(conn), newer_is_right=at_work):
         raise SchemaMismatch(
             f"the database's schema is older than this program ({pending[0].name} is missing): run `dealix migrate`"
         )
@@ -146,10 +150,13 @@ async def emitter_role_missing(conn: Connection) -> str | None:
     return None if await _one(conn, _ROLE_MAY_EMIT) else EMITTER_ROLE_SQL
 
 
-def _pending(applied: list[tuple[int, str, str]]) -> list[Migration]:
+def _pending(applied: list[tuple[int, str, str]], *, newer_is_right: bool = False) -> list[Migration]:
     ours = {m.version: m for m in known()}
+    newest = max(ours)
     for version, name, sha256 in applied:
         migration = ours.pop(version, None)
+        if migration is None and newer_is_right and version > newest:
+            continue
         if migration is None:
             raise SchemaMismatch(
                 f"the database's schema is newer than this program (it has {name}): start the newer version of dealix"

@@ -24,7 +24,10 @@ async def test_not_ready_without_the_listening_connection_or_with_another_schema
     # The engine of this fixture has not been started, so that it does not listen.
     deaf = await api.client.get("/readyz")
     assert (deaf.status_code, deaf.json()["code"]) == (503, "not_listening")
-    await api.run("UPDATE dealix.schema_migrations SET version = version + 1000")
+    await api.run("INSERT INTO dealix.schema_migrations VALUES (9000, '9000_of_tomorrow', 'x')")
+    newer = await api.client.get("/readyz")
+    assert newer.json()["code"] == "not_listening", "the schema of the next version is no fault of this one's"
+    await api.run("UPDATE dealix.schema_migrations SET version = version + 10000")
     other = await api.client.get("/readyz")
     assert (other.status_code, other.json()["code"]) == (503, "schema_mismatch")
     assert other.headers["Retry-After"]
