@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class Terminal:
 
 
 @contextmanager
-def terminal_in(directory: Path, **environ: str) -> Iterator[Terminal]:
+def terminal_in(directory: Path, **environ: str) -> Generator[Terminal]:
     shell = subprocess.Popen(
         ["sh"],
         cwd=directory,

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -73,7 +73,7 @@ class Demo:
 
 
 @contextmanager
-def demos_in(directory: Path) -> Iterator[list[Demo]]:
+def demos_in(directory: Path) -> Generator[list[Demo]]:
     """Those that are put into the list are ended with the block, and the Postgres that they had with them."""
     demos: list[Demo] = []
     try:
