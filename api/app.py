@@ -49,7 +49,7 @@ def create_app(services: Services) -> QuartTrio:
     for one in routes:
         app.add_url_rule(one.path, one.name, view_of(one, services), methods=[one.method])
     _look_for_listeners(app, services)
-    document = openapi.document(app, routes)
+    document = openapi.document(routes)
     _serve_document(app, document)
     metrics.install(app, services)
     _log_access(app)

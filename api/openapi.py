@@ -1,20 +1,12 @@
-"""The API's document, OpenAPI 3.1: made by quart-schema from the routes, completed with what it leaves out.
-
-quart-schema keeps only the first component of a msgspec schema, knows no problems, and marks no body as required.
-"""
+"""The API's document, OpenAPI 3.1, made of the routes: their structs by msgspec, their problems, and what they say."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, cast
 
 import msgspec
-from quart import Quart
-from quart_schema import QuartSchema
-from quart_schema.openapi import HttpSecurityScheme, Info, OpenAPIProvider, Tag
-from typing_extensions import override
-from werkzeug.routing import BaseConverter, Rule
 
 from api.errors import MEDIA_TYPE, TITLES, ProblemDocument
 from api.examples import example_of
@@ -43,6 +35,7 @@ _TRACEPARENT: Final[Json] = {
     "description": "W3C Trace Context: what the events belong to. A malformed one is ignored.",
     "example": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
 }
+_KEY: Final = {"type": "http", "scheme": "bearer", "bearerFormat": "dlx_ and 43 url-safe characters"}
 _PARAMETER: Final = re.compile(r"<([a-z_]+)>")
 
 DESCRIPTION: Final = """\
@@ -86,60 +79,24 @@ _PROBLEM_WORDS: Final = {
 }
 
 
-def document(app: Quart, routes: list[Route]) -> bytes:
-    """The document as JSON. Every route has to be registered with `app` by its name."""
-    extension = QuartSchema(
-        app,
-        openapi_path=None,  # served by a route of our own, from memory; so no page with scripts of others either
-        info=Info(title="Dealix Webhooks", version=VERSION, description=DESCRIPTION),
-        tags=[Tag(name, description=words) for name, words in _TAGS],
-        security_schemes={
-            "key": HttpSecurityScheme(scheme="bearer", bearer_format="dlx_ and 43 url-safe characters"),
-        },
-        conversion_preference="msgspec",
-        openapi_provider_class=_provider_of(routes),
-    )
-    return msgspec.json.encode(_portable(extension.openapi_provider.schema()))
-
-
-def _provider_of(routes: list[Route]) -> type[OpenAPIProvider]:
-    by_name = {chosen.name: chosen for chosen in routes}
+def document(routes: Sequence[Route]) -> bytes:
+    """The document as JSON."""
     models = {model for chosen in routes for model in _models(chosen)} | {ProblemDocument}
-    references, components = msgspec.json.schema_components(
+    _, components = msgspec.json.schema_components(
         sorted(models, key=lambda model: model.__name__), ref_template=_REFERENCE
     )
-    del references
-
-    class Provider(OpenAPIProvider):
-        """Asked for one rule at a time."""
-
-        @override
-        def schema(self) -> Json:
-            made = cast("Json", super().schema())
-            cast("Json", made["components"])["schemas"] = components
-            return made
-
-        @override
-        def generate_rules(self) -> Iterator[Rule]:
-            return (rule for rule in super().generate_rules() if rule.endpoint in by_name)
-
-        @override
-        def build_path_parameter(self, name: str, converter: BaseConverter) -> Json:
-            made = cast("Json", super().build_path_parameter(name, converter))
-            made["schema"] = {"type": "string", "pattern": _PATH_PATTERNS[name]}
-            return made
-
-        @override
-        def build_paths(self, rule: Rule) -> tuple[Json, Json]:
-            build = cast("Callable[[Rule], tuple[dict[str, Json], Json]]", super().build_paths)
-            paths, _ = build(rule)
-            chosen = by_name[rule.endpoint]
-            for operations in paths.values():
-                for operation in cast("dict[str, Json]", operations).values():
-                    _complete(operation, chosen, components)
-            return cast("Json", paths), {}
-
-    return Provider
+    paths: dict[str, Json] = {}
+    for chosen in routes:
+        path = _PARAMETER.sub(r"{\1}", chosen.path)
+        paths.setdefault(path, {})[chosen.method.lower()] = _operation(chosen, components)
+    whole: Json = {
+        "openapi": "3.1.0",
+        "info": {"title": "Dealix Webhooks", "version": VERSION, "description": DESCRIPTION},
+        "paths": paths,
+        "components": {"schemas": components, "securitySchemes": {"key": _KEY}},
+        "tags": [{"name": name, "description": words} for name, words in _TAGS],
+    }
+    return msgspec.json.encode(_portable(whole))
 
 
 def _models(chosen: Route) -> Iterator[type[msgspec.Struct]]:
@@ -148,19 +105,19 @@ def _models(chosen: Route) -> Iterator[type[msgspec.Struct]]:
     yield from chosen.answers.values()
 
 
-def _complete(operation: Json, chosen: Route, components: Mapping[str, object]) -> None:
+def _operation(chosen: Route, components: Mapping[str, object]) -> Json:
     summary, _, description = chosen.doc.partition("\n")
-    operation["operationId"] = chosen.name
-    operation["summary"] = summary.strip().rstrip(".")
-    operation["description"] = re.sub(r"\n +", "\n", description).strip()
-    operation["tags"] = [_tag_of(chosen)]
-    operation["security"] = [] if chosen.who == "anyone" else [{"key": []}]
-    parameters = cast("list[Json]", operation["parameters"])
-    parameters.extend(_query_parameters(chosen, components))
-    if chosen.takes_traceparent:
-        parameters.append(_TRACEPARENT)
+    headers = [_TRACEPARENT] if chosen.takes_traceparent else []
+    made: Json = {
+        "operationId": chosen.name,
+        "summary": summary.strip().rstrip("."),
+        "description": re.sub(r"\n +", "\n", description).strip(),
+        "tags": [_tag_of(chosen)],
+        "security": [] if chosen.who == "anyone" else [{"key": []}],
+        "parameters": [*_path_parameters(chosen), *_query_parameters(chosen, components), *headers],
+    }
     if chosen.takes_body:
-        operation["requestBody"] = {
+        made["requestBody"] = {
             "content": {"application/json": _with_example(chosen.body, components)},
             "required": not chosen.body_optional,
         }
@@ -171,11 +128,18 @@ def _complete(operation: Json, chosen: Route, components: Mapping[str, object]) 
         }
         for status, model in chosen.answers.items()
     }
-    operation["responses"] = responses | {str(status): _problem(status) for status in every_problem(chosen)}
+    made["responses"] = responses | {str(status): _problem(status) for status in every_problem(chosen)}
+    return made
 
 
 def _tag_of(chosen: Route) -> str:
     return next((name for name, _ in _TAGS if f"/{name}" in chosen.path), "service")
+
+
+def _path_parameters(chosen: Route) -> Iterator[Json]:
+    for name in cast("list[str]", _PARAMETER.findall(chosen.path)):
+        schema = {"type": "string", "pattern": _PATH_PATTERNS[name]}
+        yield {"name": name, "in": "path", "required": True, "schema": schema}
 
 
 def _query_parameters(chosen: Route, components: Mapping[str, object]) -> Iterator[Json]:
