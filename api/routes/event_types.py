@@ -12,7 +12,6 @@ from api.bodies import check_payload
 from api.errors import Problem, invalid, not_found
 from api.fields import EVENT_TYPE, PRINTABLE
 from api.operation import Answer, Call, NoBody, NoQuery, Route, route
-from api.payload_schemas import Schema, SchemaInvalid
 from api.services import PROBE_S, WORK_S, Services
 from api.verification import HEADERS_EMITTED, SIGNATURE_FORMAT, verification_doc
 from daemon.log import get
@@ -204,6 +203,8 @@ def _check(present: EventType, details: Details) -> None:
         if details.get("enforced", present.enforced):
             raise invalid("enforced", "needs a schema")
         return
+    from api.json_schema import Schema, SchemaInvalid  # noqa: PLC0415 see there
+
     try:
         fault = Schema(schema).fault(example or "{}")
     except SchemaInvalid as e:

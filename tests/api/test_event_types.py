@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from api.payload_schemas import Schema, SchemaInvalid
+from api.json_schema import Schema, SchemaInvalid
 from daemon.policy.operational import OPERATIONAL
 from tests.support.api import Served
 from tests.support.receiver import open_receiver
