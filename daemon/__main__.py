@@ -10,19 +10,10 @@ from pathlib import Path
 from typing import Final, NoReturn, cast
 
 import click
+from typing_extensions import override
 
 from config.sources import ConfigError
-from daemon.cli.check import check
-from daemon.cli.customers import customers
-from daemon.cli.events import emit
-from daemon.cli.keys import keys
-from daemon.cli.listen import listen
-from daemon.cli.remote import deliveries, replay, trigger
-from daemon.cli.schema import db_url, migrate
-from daemon.cli.secrets import secrets
 from daemon.cli.shared import config_option, settings_from
-from daemon.cli.subscriptions import subscriptions
-from daemon.cli.verify import verify
 from daemon.errors import DealixError, SettingsInvalid
 
 FAILURE: Final = 1
@@ -49,7 +40,29 @@ Emit:      psql "$(dealix db-url)" -c "SELECT * FROM dealix.emit('acme', 'deal.w
 """
 
 
+class Commands(click.Group):
+    """`serve` and `demo`, and all others as soon as one that is neither is asked for: the daemon is spared them."""
+
+    @override
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.commands:
+            self._load()
+        return super().get_command(ctx, cmd_name)
+
+    @override
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        self._load()
+        return super().list_commands(ctx)
+
+    def _load(self) -> None:
+        from daemon.cli.commands import COMMANDS  # noqa: PLC0415 see above
+
+        for command in COMMANDS:
+            self.add_command(command)
+
+
 @click.group(
+    cls=Commands,
     help=_HELP,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 success, 1 failure, 2 wrong usage, 78 faulty configuration. See also dealix COMMAND --help.",
@@ -84,12 +97,6 @@ def demo(config_file: Path | None) -> int:
     from daemon import demo  # noqa: PLC0415 as above
 
     return demo.run(config_file)
-
-
-for _command in (
-    migrate, keys, secrets, customers, emit, listen, trigger, deliveries, replay, verify, subscriptions, db_url, check,
-):  # fmt: skip
-    cli.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
