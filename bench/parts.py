@@ -22,6 +22,8 @@ from bench import receiver as receivers
 from daemon.embedded_postgres import EmbeddedPostgres
 
 ARRIVALS: Final = "arrivals.log"
+PYTHON: Final = os.environ.get("BENCH_PYTHON", sys.executable)
+"""What runs the daemons. Where tools for development are installed, libraries load them: see docs/bench.md."""
 START_S: Final = 30.0
 POLL_US: Final = 200
 """Where throughput is measured: see `stage`."""
@@ -79,7 +81,7 @@ class Stage:
             "DEALIX_LOG__LEVEL": "warning",
         }
         with (self.home / "daemon.log").open("ab") as log:
-            process = subprocess.Popen([sys.executable, "-m", "daemon", "serve"], env=environ | settings, stderr=log)
+            process = subprocess.Popen([PYTHON, "-m", "daemon", "serve"], env=environ | settings, stderr=log)
         try:
             yield process
         except TimeoutError:

@@ -14,7 +14,8 @@ from typing import Any, LiteralString, cast
 
 import trio
 
-from config.settings import Settings
+from config.settings import Settings, settled
+from config.sources import Given
 from daemon.actors.engine import Engine
 from daemon.ids import CustomerId, SubscriptionId
 from daemon.sealing import KeyRing
@@ -34,7 +35,10 @@ POOL = "test engine"
 def settings_for_tests(tmp_path: Path = Path("/nonexistent"), **groups: Mapping[str, object]) -> Settings:
     """Settings with localhost allowed; `groups` override, as in delivery={"timeout_s": 1}."""
     egress = {"allow_localhost": True} | dict(groups.pop("egress", {}))
-    return Settings.model_validate({"egress": egress, "data_dir": tmp_path} | groups)
+    given = {
+        f"{name}.{key}": value for name, group in (groups | {"egress": egress}).items() for key, value in group.items()
+    }
+    return settled({key: Given(value, "test") for key, value in (given | {"data_dir": tmp_path}).items()})
 
 
 @dataclass(frozen=True)
