@@ -12,7 +12,7 @@ from api.portal import health
 from api.portal.forms import Faults
 from api.portal.frame import Frame, goto
 from api.portal.visit import Form, Visit
-from api.routes.deliveries import DeliveryList
+from api.routes.deliveries import DeliveryList, DeliveryShown
 from api.routes.event_types import EventTypeList
 from api.routes.recoveries import RecoveryList
 from api.routes.secrets import RotatedSecret
@@ -150,12 +150,27 @@ class Endpoints:
             if problem.status in {403, 404}:
                 raise
             faults = Faults.of(problem)
-        it = await self._frame.ask(visitor, "get_webhook", Webhook)
+        test: Values = {"fired": fired, "body": await self._answer_to(visitor, fired), "faults": faults}
         if request.headers.get("HX-Request"):
-            return self._frame.page(visitor, "test_result.html", it=it, fired=fired, faults=faults)
-        return await self._one(visitor, fired, faults)
+            it = await self._frame.ask(visitor, "get_webhook", Webhook)
+            piece = self._frame.page(visitor, "test_result.html", it=it, test=test)
+            piece.headers["HX-Trigger"] = "tested"  # upon which the page asks for its other parts anew
+            return piece
+        return await self._one(visitor, test)
 
-    async def _one(self, visitor: Visit, fired: TestResult | None = None, faults: Faults | None = None) -> Response:
+    async def _answer_to(self, visitor: Visit, fired: TestResult | None) -> str:
+        """The body of the endpoint's answer to a test; "" where there is none, or none was found in a moment."""
+        if fired is None:
+            return ""
+        of_event = {"event_id": fired.test_event, "limit": 1}
+        listed = await self._frame.ask(visitor, "list_deliveries", DeliveryList, query=of_event)
+        if not listed.deliveries:
+            return ""
+        path = {"attempt_id": listed.deliveries[0].id}
+        found = await self._frame.operations.ask(visitor.caller, "get_delivery", DeliveryShown, path=path)
+        return found.response.body if found.response else ""
+
+    async def _one(self, visitor: Visit, test: Values | None = None) -> Response:
         it = await self._frame.ask(visitor, "get_webhook", Webhook)
         recent = await self._frame.ask(
             visitor, "list_deliveries", DeliveryList, query={"subscription_id": it.id, "limit": STRIP}
@@ -173,8 +188,7 @@ class Endpoints:
             types=await self._types(visitor),
             recoveries=recovered.recoveries,
             kinds=KINDS,
-            fired=fired,
-            faults=faults,
+            test=test,
         )
 
     async def _form(self, visitor: Visit, it: Webhook | None, values: Values, faults: Faults | None = None) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -11,6 +12,8 @@ Language = Literal["en", "ar"]
 
 LANGUAGES: Final[dict[Language, str]] = {"en": "English", "ar": "العربية"}
 """Each by its own name."""
+_LEFT_TO_RIGHT: Final = re.compile(r"[0-9]+(?:xx|(?: [A-Z][A-Za-z]*)+)|https://")
+"""As in 404 Not Found. Among Arabic letters the number, or the slashes, would go to the other side (UAX #9)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,5 +29,7 @@ class Words:
 
     def __call__(self, text: str, **values: object) -> str:
         """The text in the reader's language."""
-        said = ARABIC.get(text, text) if self.language == "ar" else text
+        said = text
+        if self.language == "ar" and text in ARABIC:
+            said = _LEFT_TO_RIGHT.sub("\u2066\\g<0>\u2069", ARABIC[text])
         return said.format_map(values) if values else said

@@ -7,8 +7,9 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
@@ -17,8 +18,12 @@ from api.portal.words import Language, Words
 from tests.support.migrated import copy_of, drop
 from tests.support.site import Site, running_site
 
-ALL = os.environ.get("BROWSER") == "all"
-"""`make browser`: every look of every page. Else each page in one look."""
+Look = Literal["light", "dark"]
+
+MAIN: Final[list[tuple[Language, Look, int]]] = [("en", "light", 1280), ("ar", "dark", 360)]
+ALL: Final[list[tuple[Language, Look, int]]] = list(product(("en", "ar"), ("light", "dark"), (1280, 360)))
+LOOKS: Final = ALL if os.environ.get("BROWSER") == "all" else MAIN
+"""Language, look and width of a window. `make browser` takes all of them, other runs two."""
 WAIT_MS = 10_000
 PICTURES = Path(__file__).parents[1] / "out"
 
@@ -32,6 +37,8 @@ class Window:
     customer_id: str
     key: str
     say: Words
+    look: Look
+    width: int
     complaints: list[str]
 
     def sign_in(self) -> None:
@@ -54,9 +61,14 @@ class Window:
         self.page.get_by_text(self.say(words, **values)).first.wait_for()
 
     def picture(self, name: str, *, whole: bool = True) -> None:
-        """Into tests/out, which git does not know; of the whole page, or what a window shows of it."""
+        """Into tests/out, which git does not know; of the whole page, or what a window shows of it.
+
+        What moves is at its end, so that the same page makes the same picture. Nothing may stick out at a side.
+        """
+        assert self.page.evaluate("document.documentElement.scrollWidth") <= self.width, name
         PICTURES.mkdir(exist_ok=True)
-        self.page.screenshot(path=PICTURES / f"{name}-{self.say.language}.png", full_page=whole)
+        file = PICTURES / f"{name}-{self.say.language}-{self.look}-{self.width}.png"
+        self.page.screenshot(path=file, full_page=whole, animations="disabled", caret="hide")
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +95,6 @@ def site(embedded_template: str) -> Iterator[Site]:
     drop(url)
 
 
-Look = Literal["light", "dark"]
 OpenWindow = Callable[..., Window]
 
 
@@ -105,7 +116,7 @@ def open_window(chromium: Browser, site: Site) -> Iterator[OpenWindow]:
         contexts.append(context)
         customer_id = f"cust_{secrets.token_hex(4)}"
         key = site.key_of(customer_id)
-        window = Window(context.new_page(), site, customer_id, key, Words(language), [])
+        window = Window(context.new_page(), site, customer_id, key, Words(language), look, width, [])
 
         def note(message: ConsoleMessage) -> None:
             if message.type in {"error", "warning"} and "status of 4" not in message.text:  # a refused form is one
@@ -120,3 +131,9 @@ def open_window(chromium: Browser, site: Site) -> Iterator[OpenWindow]:
     for context in contexts:
         context.close()
     assert [window.complaints for window in windows if window.complaints] == []
+
+
+@pytest.fixture(params=LOOKS, ids=lambda look: "-".join(map(str, look)))
+def window(open_window: OpenWindow, request: pytest.FixtureRequest) -> Window:
+    """A window of a customer of its own, in each look."""
+    return open_window(*request.param)

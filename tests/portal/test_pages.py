@@ -159,6 +159,7 @@ async def test_a_test_shows_the_answer_and_offers_to_enable_what_works(working_a
         piece = await visitor.send(f"{one}/test", headers={"HX-Request": "true"}, event_type="deal.won")
         assert "<html" not in piece.text
         assert "answered 500" in text_of(piece)
+        assert "broken" in text_of(piece)
         assert "Enable it now" not in text_of(piece)
         whole = await visitor.send(f"{one}/test", event_type="deal.won")
         assert "<html" in whole.text

@@ -58,3 +58,10 @@ def test_what_has_no_translation_stays_english() -> None:
     assert Words("ar")("Never heard of") == "Never heard of"
     assert Words("ar")("Attempt {n}", n=3) == "المحاولة 3"
     assert Words("en")("Attempt {n}", n=3) == "Attempt 3"
+
+
+def test_a_number_before_latin_words_keeps_its_place_and_so_do_slashes() -> None:
+    said = Words("ar")("There is nothing at this address: the endpoint answered 404 Not Found.")
+    assert "\u2066404 Not Found\u2069" in said
+    assert "\u2066https://\u2069" in Words("ar")("The URL has to begin with https://.")
+    assert "\u2066" not in Words("ar")("The last 30 days")

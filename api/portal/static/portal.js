@@ -2,9 +2,10 @@
 // The little that a browser does by itself: local times, copying, live rows. Every page works without it.
 
 const language = document.documentElement.lang === "ar" ? "ar-u-nu-latn" : navigator.language || "en";
+const date = { day: "numeric", month: "short", year: "numeric" };
 const formats = {
-  full: new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "medium" }),
-  date: new Intl.DateTimeFormat(language, { dateStyle: "medium" }),
+  full: new Intl.DateTimeFormat(language, { ...date, hour: "2-digit", minute: "2-digit", second: "2-digit" }),
+  date: new Intl.DateTimeFormat(language, date),
 };
 const relative = new Intl.RelativeTimeFormat(language, { numeric: "auto", style: "short" });
 
@@ -76,6 +77,7 @@ document.addEventListener("htmx:afterSwap", (event) => {
     row.classList.toggle("fresh", !known.has(row.dataset.id));
   }
 });
+document.addEventListener("htmx:oobAfterSwap", () => showTimes(document));
 document.addEventListener("htmx:responseError", (event) => say(event.detail.xhr.responseText.trim().slice(0, 300)));
 
 document.addEventListener("DOMContentLoaded", () => {
