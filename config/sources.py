@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Final, cast
 
-from config.values import UnfitItems
+from pydantic_core import ErrorDetails
 
 PREFIX: Final = "DEALIX_"
 CREDENTIALS: Final = {
@@ -22,6 +22,8 @@ CREDENTIALS: Final = {
 """Names in systemd's $CREDENTIALS_DIRECTORY, and the keys that they set."""
 OF_CLIENTS: Final = {"DEALIX_API_KEY", "DEALIX_API_URL", "DEALIX_WEBHOOK_SECRET"}
 """Variables of those commands that ask the API; they are no settings."""
+_EXPECTED: Final = {"path_type": "should be a path"}
+"""Where pydantic's own words speak of Python."""
 
 
 class ConfigError(Exception):
@@ -127,12 +129,28 @@ def default_data_dir(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("HOME") or _home(), ".local/share/dealix")
 
 
-def faults_of(key: str, given: Given, error: ValueError, *, shown: bool) -> Iterator[str]:
-    """What is wrong with a value, a line each: key, value unless it may be secret, source, what is expected."""
-    items = error.items if isinstance(error, UnfitItems) else ()
-    for place, value, text in items or ((None, given.value, str(error)),):
-        name = key if place is None else f"{key}[{place}]"
-        yield f"{name}{f' = {value!r:.80}' if shown else ''} ({given.origin}): {text}"
+def tree(given: Mapping[str, Given]) -> dict[str, object]:
+    """The nested form that the settings are validated from."""
+    root: dict[str, object] = {}
+    for dotted, entry in given.items():
+        section, dot, key = dotted.partition(".")
+        if dot:
+            cast("dict[str, object]", root.setdefault(section, {}))[key] = entry.value
+        else:
+            root[section] = entry.value
+    return root
+
+
+def fault_of(error: ErrorDetails, given: Mapping[str, Given], known: Mapping[str, bool]) -> str:
+    """One validation error as a line: key, value unless it may be secret, source, what is expected."""
+    dotted = ".".join(str(part) for part in error["loc"])
+    key = next((key for key in given if dotted == key or dotted.startswith(key + ".")), None)
+    text = _EXPECTED.get(error["type"]) or error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if key is None:  # two settings that do not go together
+        return f"{dotted}: {text}" if dotted else text
+    item = "".join(f"[{part}]" for part in error["loc"] if isinstance(part, int))
+    shown = f" = {error['input']!r:.80}" if known[key] else ""
+    return f"{key}{item}{shown} ({given[key].origin}): {text}"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

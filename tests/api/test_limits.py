@@ -20,7 +20,7 @@ from api.limits import (
     Buckets,
     KeyGuessing,
 )
-from config.settings import load
+from config.settings import Api
 from tests.support.answers import status
 from tests.support.api import BASE, Served, open_api
 from tests.support.receiver import open_receiver
@@ -30,7 +30,7 @@ WRONG = {"Authorization": "Bearer dlx_" + "w" * 43}
 
 
 def networks(*texts: str) -> tuple[Network, ...]:
-    return load(None, {"DEALIX_API__TRUSTED_PROXIES": ",".join(texts)}).api.trusted_proxies
+    return Api.model_validate({"trusted_proxies": list(texts)}).trusted_proxies
 
 
 async def guess(served: Served, **headers: str) -> httpx.Response:

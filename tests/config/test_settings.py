@@ -37,7 +37,12 @@ def from_toml(toml: str, tmp_path: Path, **environ: str) -> Settings:
 
 def described() -> dict[str, str]:
     """Each key and its description, whitespace evened out."""
-    return {key: " ".join(setting.description.split()) for key, setting in keys().items()}
+    found: dict[str, str] = {}
+    for key in keys():
+        section, _, name = key.rpartition(".")
+        model = type(getattr(load(None, {}), section)) if section else Settings
+        found[key] = " ".join((model.model_fields[name].description or "").split())
+    return found
 
 
 def test_the_shipped_file_says_exactly_what_the_code_does() -> None:
@@ -185,14 +190,7 @@ def test_the_sealing_key_is_refused_in_a_file(tmp_path: Path) -> None:
         ("[delivery]\ntimeout_s = 0\n", "greater than 0"),
         ("[delivery]\ntimeout_s = nan\n", "finite"),
         ("[delivery]\ntimeout_s = true\n", "not be true or false"),
-        ("[delivery]\ntimeout_s = 61\n", "less than or equal to 60"),
-        ("[delivery]\ntimeout_s = 'soon'\n", "should be a number"),
-        ("[delivery]\ntimeout_s = [1]\n", "should be a number"),
         ("[delivery]\nmax_in_flight = 0\n", "greater than or equal to 1"),
-        ("[delivery]\nmax_in_flight = 1.5\n", "a whole number"),
-        ("[delivery]\nmax_in_flight = 1" + "0" * 400 + "\n", "should be a number"),
-        ("[delivery]\nretry_schedule_s = 3\n", "should be a list"),
-        ("[delivery]\nretry_schedule_s = [" + "0," * 21 + "]\n", "at most 20 items"),
         ("[delivery]\nretry_schedule_s = []\n", "at least 1 item"),
         ("[delivery]\nretry_schedule_s = [0, inf]\n", "retry_schedule_s[1] = inf"),
         ("[delivery]\nretry_schedule_s = [0, -1]\n", "retry_schedule_s[1] = -1"),
@@ -220,10 +218,7 @@ def test_the_sealing_key_is_refused_in_a_file(tmp_path: Path) -> None:
         ("[database]\nurl = 'postgresql://h:70000/x'\n", "name:port"),
         ("[database]\nurl = 'postgresql://a,b:x/x'\n", "name:port"),
         ("[database]\nurl = 3\n", "should be a valid string"),
-        ("[database]\nmigrate = 'perhaps'\n", "true or false"),
-        ("[database]\nmigrate = 2\n", "true or false"),
         ("[log]\nformat = 'xml'\n", "'auto', 'json' or 'console'"),
-        ("[log]\nformat = ['json']\n", "'auto', 'json' or 'console'"),
         ("data_dir = 3\n", "should be a path"),
         ("database = 3\n", "should be a table"),
         ("database = [\n", "Invalid value"),
@@ -233,40 +228,6 @@ def test_a_value_out_of_range_is_refused_with_what_is_expected(toml: str, expect
     text = fault(toml, tmp_path)
     assert len(text.splitlines()) == 1
     assert expected in text
-
-
-def test_each_item_of_a_list_that_does_not_fit_is_told() -> None:
-    with pytest.raises(ConfigError) as caught:
-        _ = load(None, {"DEALIX_EGRESS__ALLOW_NETWORKS": "ten,10.0.0.0/8,eleven"})
-    assert [fault.partition(" = ")[0] for fault in caught.value.faults] == [
-        "egress.allow_networks[0]",
-        "egress.allow_networks[2]",
-    ]
-
-
-def test_two_settings_that_do_not_go_together_are_told_beside_other_faults_unless_one_of_them_is_faulty() -> None:
-    environ = {"DEALIX_RETENTION__DAYS": "1", "DEALIX_DATABASE__DIRECT_URL": "postgresql://h/x"}
-    with pytest.raises(ConfigError) as caught:
-        _ = load(None, environ | {"DEALIX_API__BIND": "8080", "DEALIX_DELIVERY__RETRY_SCHEDULE_S": "-1"})
-    assert [fault.split()[0] for fault in caught.value.faults] == [
-        "api.bind",
-        "delivery.retry_schedule_s[0]",
-        "database:",
-    ]
-
-
-@pytest.mark.parametrize("word", ["true", "True", "ON", "yes", "y", "1", "t"])
-def test_a_switch_takes_the_usual_words(word: str) -> None:
-    assert load(None, {"DEALIX_EGRESS__ALLOW_LOCALHOST": word}).egress.allow_localhost
-    no = {"true": "false", "on": "off", "yes": "no", "y": "n", "1": "0", "t": "f"}[word.lower()]
-    assert not load(None, {"DEALIX_INTAKE__RAW_NOTIFY": no}).intake.raw_notify
-
-
-@pytest.mark.parametrize("key", ["DATABASE__URL", "DATA_DIR", "SEALING_KEY", "EGRESS__PROXY_URL", "API__PUBLIC_URL"])
-def test_a_variable_that_is_no_utf_8_is_a_fault(key: str) -> None:
-    text = b"postgresql://h/\xff".decode(errors="surrogateescape")  # as os.environ has it
-    with pytest.raises(ConfigError):
-        _ = load(None, {f"DEALIX_{key}": text})
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ from typing import Any, LiteralString, cast
 
 import trio
 
-from config.settings import Settings, settled
-from config.sources import Given
+from config.settings import Settings
 from daemon.actors.engine import Engine
 from daemon.ids import CustomerId, SubscriptionId
 from daemon.sealing import KeyRing
@@ -35,10 +34,7 @@ POOL = "test engine"
 def settings_for_tests(tmp_path: Path = Path("/nonexistent"), **groups: Mapping[str, object]) -> Settings:
     """Settings with localhost allowed; `groups` override, as in delivery={"timeout_s": 1}."""
     egress = {"allow_localhost": True} | dict(groups.pop("egress", {}))
-    given = {
-        f"{name}.{key}": value for name, group in (groups | {"egress": egress}).items() for key, value in group.items()
-    }
-    return settled({key: Given(value, "test") for key, value in (given | {"data_dir": tmp_path}).items()})
+    return Settings.model_validate({"egress": egress, "data_dir": tmp_path} | groups)
 
 
 @dataclass(frozen=True)
