@@ -20,7 +20,6 @@ import psycopg
 import pytest
 
 from daemon.actors.ownership import CHECK_S, HEARTBEAT_S
-from daemon.store.shards import SHARDS
 from tests.chaos.figures import Enter
 from tests.chaos.proxy import Proxy
 from tests.chaos.stage import Stage, sleep_until
@@ -28,7 +27,7 @@ from tests.chaos.watching import rss_kb
 from tests.e2e import oracle
 from tests.e2e.load import PER_SUBSCRIPTION
 from tests.e2e.prober import Prober, probing
-from tests.e2e.shares import owned
+from tests.e2e.shares import wait_until_shared
 from tests.e2e.traffic import Emitter, Receipt, Receiver
 from tests.support.daemon_process import DaemonProcess, Installation, until
 from tests.support.own_server import OwnServer
@@ -190,16 +189,19 @@ def test_the_listening_backend_alone_is_frozen(well: Case, enter: Enter) -> None
 
 
 @pytest.mark.chaos
-def test_a_network_that_falls_silent(by_proxy: Case, proxy: Proxy, enter: Enter) -> None:
+@pytest.mark.parametrize("back", ["pass", "forget"])
+def test_a_network_that_falls_silent(by_proxy: Case, proxy: Proxy, back: str, enter: Enter) -> None:
+    """It comes back with what it held, or with no memory of the connections that there were."""
     times = 3
     for _ in range(times):
         by_proxy.emitter.go_on(200)
         proxy.tell("hold")
         time.sleep(8)  # the fault's own length
-        proxy.tell("pass")
-        by_proxy.recover(time.monotonic())
+        proxy.tell(back)
+        by_proxy.recover(time.monotonic(), within_s=60)
     verdict = by_proxy.finish(within_s=LEASE_S + 60)
-    enter("C8", "network silent for 8 s", times, verdict, by_proxy.emitter, recovery_s=max(by_proxy.recoveries))
+    fault = "network silent for 8 s" + (", then without the old connections" if back == "forget" else "")
+    enter("C8", fault, times, verdict, by_proxy.emitter, recovery_s=max(by_proxy.recoveries))
     assert max(by_proxy.recoveries) < RECOVERED_S
     assert verdict.duplicates == 0
 
@@ -211,7 +213,7 @@ def test_the_listening_session_is_discarded(by_proxy: Case, proxy: Proxy, replic
     others = [by_proxy.stage.start() for _ in range(replicas - 1)]
     times = 6
     faults = [meddle(by_proxy, proxy, "DISCARD ALL", replicas) for _ in range(times)]
-    wait_until_shared(by_proxy, replicas)
+    wait_until_shared(by_proxy.stage.scene, replicas)
     verdict = by_proxy.finish()
     noticed_s = max(lost_at - at for at, lost_at in faults)
     bound = "0" if replicas == 1 else "in flight at the faults"
@@ -243,7 +245,7 @@ def test_the_listening_session_goes_deaf(by_proxy: Case, proxy: Proxy, enter: En
 
 def meddle(case: Case, proxy: Proxy, statement: str, replicas: int) -> tuple[float, float]:
     """Run a statement on the session that the daemon has through the proxy; when, and when the daemon gave it up."""
-    wait_until_shared(case, replicas)
+    wait_until_shared(case.stage.scene, replicas)
     case.emitter.go_on(100)
     lost = len(case.daemon.lines("ownership.lost"))
     at = time.monotonic()
@@ -252,15 +254,6 @@ def meddle(case: Case, proxy: Proxy, statement: str, replicas: int) -> tuple[flo
     lost_at = time.monotonic()
     case.recover(at)
     return at, lost_at
-
-
-def wait_until_shared(case: Case, replicas: int) -> None:
-    """Until each has its share of the shards."""
-    until(
-        lambda: [len(shards) for shards in owned(case.stage.scene).values()] == [SHARDS // replicas] * replicas,
-        within_s=30,
-        what=f"{SHARDS} shards among {replicas}",
-    )
 
 
 def straddling(stage: Stage, faults: list[tuple[float, float]]) -> set[oracle.Claim]:

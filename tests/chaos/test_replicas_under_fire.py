@@ -13,12 +13,12 @@ from typing import Final
 
 import pytest
 
-from daemon.store.shards import SHARDS, shard_of
+from daemon.store.shards import shard_of
 from tests.chaos.figures import Enter
 from tests.chaos.stage import Stage, sleep_until
 from tests.e2e import oracle
 from tests.e2e.load import PER_SUBSCRIPTION
-from tests.e2e.shares import owned
+from tests.e2e.shares import SHARED_S, owned, wait_until_shared
 from tests.e2e.traffic import Receiver
 from tests.support.daemon_process import ROOT, DaemonProcess, Installation, until
 
@@ -28,8 +28,6 @@ CHAOS: Final = pytest.mark.chaos
 KILLED_S: Final = 2.0
 FROZEN_S: Final = 15.0
 FREEZE_S: Final = 10.0
-SHARED_S: Final = 30.0
-"""A shard moves when the last request of its customers has ended, which may take 10 s."""
 
 
 @dataclass
@@ -62,14 +60,7 @@ class Fleet:
     def wait_until_shared(self, within_s: float = SHARED_S) -> float:
         """Until each has its share of the shards; how long that took."""
         began = time.monotonic()
-        share = -(-SHARDS // len(self.sessions))
-
-        def look() -> bool:
-            now = owned(self.stage.scene)
-            counts = [len(shards) for shards in now.values()]
-            return len(now) == len(self.sessions) and sum(counts) == SHARDS and max(counts) <= share
-
-        until(look, within_s=within_s, what=f"{SHARDS} shards, at most {share} for each of {len(self.sessions)}")
+        wait_until_shared(self.stage.scene, len(self.sessions), within_s=within_s)
         return time.monotonic() - began
 
     def claims_of(self, daemon: DaemonProcess) -> set[oracle.Claim]:

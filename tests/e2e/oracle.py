@@ -21,6 +21,8 @@ LOOK_S: Final = 0.1
 
 ARRIVING_S: Final = 0.3
 """What a busy machine may add between the start of a POST and its last byte at the receiver."""
+STALE_S: Final = 5.0
+"""How old a signature may be when the request is complete, by the clock of a daemon that there was."""
 SILENT_S: Final = 1.0
 """No POST starts later than this after its subscription was disabled."""
 ENDS: Final = {"delivered", "failed", "exhausted", "expired", "gone"}
@@ -114,7 +116,9 @@ def _judge_receipts(scene: Scene, duties: set[Duty], receipts: list[Receipt]) ->
     by_duty: defaultdict[Duty, list[Receipt]] = defaultdict(list)
     for receipt in receipts:
         by_duty[receipt.duty].append(receipt)
-        assert receipt.signed is not False, f"{receipt.claim}: signed with another secret, or not just now"
+        assert receipt.signed is not False, f"{receipt.claim}: signed with another secret"
+        is_fresh = any(abs(receipt.age_s + ahead_s) <= STALE_S for ahead_s in scene.clocks)
+        assert receipt.signed is None or is_fresh, f"{receipt.claim}: signed {receipt.age_s:.1f} s ago"
     foreign = by_duty.keys() - duties
     assert not foreign, f"something was sent that no committed transaction had emitted for that endpoint: {foreign}"
     repeated: set[Claim] = set()

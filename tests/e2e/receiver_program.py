@@ -4,7 +4,7 @@ The path says how it is answered: `/<name>/<answer>/<milliseconds>`, where the a
 `flap` (200 or 500), `hang`, `drip` (a byte now and then), `reset`, `hostile` (one of HOSTILE). Standard output has the
 port, then a JSON line when a request is complete and another when its answer was handed to the kernel. Standard input
 takes a JSON line for each name whose signatures are to be judged, `{"name": …, "secret": …}`, or that answers otherwise
-from now on, `{"name": …, "answer": …}`; the program ends with it.
+from now on, `{"name": …, "answer": …}`, and has a line when that holds; the program ends with it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from typing import Final
 
 LIMIT: Final = 1 << 20
 DRIP_S: Final = 0.5
-STALE_S: Final = 5.0
-"""How old the time in a signature may be when the request is complete."""
 HOSTILE: Final = (
     (0, b""),
     (0, b"HTTP/1.1 2"),
@@ -65,6 +63,7 @@ def obey() -> None:
     for line in sys.stdin:
         told = json.loads(line)
         (secrets if "secret" in told else changed)[told["name"]] = told.get("secret") or told["answer"]
+        say(state="told")
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -88,7 +87,8 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
                 "sha256": hashlib.sha256(body).hexdigest(),
                 "status": int(answer) if answer.isdigit() else 0,
             }
-            say(t=time.monotonic(), state="received", signed=is_signed(name, headers, body), **request)
+            signed, age_s = is_signed(name, headers, body), time.time() - int(headers.get("webhook-timestamp", "0"))
+            say(t=time.monotonic(), state="received", signed=signed, age_s=age_s, **request)
             await asyncio.sleep(int(delay_ms) / 1000)
             if not answer.isdigit():
                 await fail(answer, reader, writer)
@@ -121,7 +121,7 @@ async def fail(how: str, reader: asyncio.StreamReader, writer: asyncio.StreamWri
 
 
 def is_signed(name: str, headers: dict[str, str], body: bytes) -> bool | None:
-    """Whether both signatures are those of the secret, made just now; None where the secret is not known."""
+    """Whether both signatures are those of the secret, for the same time; None where the secret is not known."""
     if name not in secrets:
         return None
     secret = secrets[name]
@@ -132,7 +132,6 @@ def is_signed(name: str, headers: dict[str, str], body: bytes) -> bool | None:
     return (
         headers["dealix-signature"] == f"t={stamp},v1={own}"
         and headers["webhook-signature"] == f"v1,{base64.b64encode(signed).decode()}"
-        and abs(time.time() - int(stamp)) <= STALE_S
     )
 
 

@@ -51,12 +51,16 @@ class Silence:
 
 @dataclass
 class Scene:
-    """`url` is the database, `receiver` answers for all endpoints. A test subscribes and emits through it."""
+    """`url` is the database, `receiver` answers for all endpoints. A test subscribes and emits through it.
+
+    `clocks`: by how many seconds a daemon's clock is ahead of the receiver's, every difference that a test makes.
+    """
 
     url: str
     receiver: Receiver
     subscribed: list[Subscribed] = field(default_factory=list[Subscribed])
     silences: list[Silence] = field(default_factory=list[Silence])
+    clocks: list[float] = field(default_factory=lambda: [0.0])
 
     def open(self) -> None:
         """The application's ledger and an ops key. The schema must be there."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -22,6 +25,8 @@ LOG: Final = """
     VALUES (dealix.attempt_id(now()), now(), 'acme', %s, %s, current_date, 'deal.won', %s, 'delivered', true, '', 200)
 """
 SHORT_S: Final = 0.5
+SECRET: Final = "whsec_" + "a" * 44
+OTHER_SECRET: Final = "whsec_" + "b" * 44
 
 
 class Product:
@@ -32,9 +37,25 @@ class Product:
         self.event_id = scene.emit()
         scene.rows("DELETE FROM dealix.outbox")
 
-    def send(self, attempt: int, body: bytes = b"{}", event_id: str | None = None) -> None:
-        headers = {"webhook-id": event_id or self.event_id, "dealix-delivery-attempt": str(attempt)}
+    def send(self, attempt: int, body: bytes = b"{}", event_id: str | None = None, **more: str) -> None:
+        headers = {"webhook-id": event_id or self.event_id, "dealix-delivery-attempt": str(attempt), **more}
         httpx.post(self.scene.receiver.url("s1"), content=body, headers=headers)
+
+    def send_signed(self, secret: str, *, age_s: int = 0) -> None:
+        """The first attempt, to a receiver that knows SECRET."""
+        self.scene.receiver.tell("s1", secret=SECRET)
+        stamp = int(time.time()) - age_s
+        own = hmac.new(secret.encode(), f"{stamp}.{{}}".encode(), "sha256").hexdigest()
+        key = base64.b64decode(secret.removeprefix("whsec_"))
+        standard = hmac.new(key, f"{self.event_id}.{stamp}.{{}}".encode(), "sha256").digest()
+        self.send(
+            1,
+            **{
+                "webhook-timestamp": str(stamp),
+                "dealix-signature": f"t={stamp},v1={own}",
+                "webhook-signature": f"v1,{base64.b64encode(standard).decode()}",
+            },
+        )
 
     def log(self, attempt: int, event_id: str | None = None) -> None:
         self.scene.rows(LOG, [SUBSCRIPTION, event_id or self.event_id, attempt])
@@ -64,6 +85,27 @@ def test_it_counts_what_came_twice(product: Product) -> None:
     product.deliver(2)
     verdict = oracle.judge(product.scene)
     assert (verdict.duplicates, verdict.repeated) == (1, {(product.event_id, "s1", 1)})
+
+
+@pytest.mark.parametrize("ahead_s", [0, 3600, -7200])
+def test_a_signature_is_fresh_by_the_clock_of_its_daemon(product: Product, ahead_s: int) -> None:
+    product.scene.clocks.append(ahead_s)
+    product.send_signed(SECRET, age_s=-ahead_s)
+    product.log(1)
+    assert oracle.judge(product.scene).duplicates == 0
+
+
+def sign_with_another_secret(product: Product) -> None:
+    product.send_signed(OTHER_SECRET)
+
+
+def sign_for_a_minute_ago(product: Product) -> None:
+    product.send_signed(SECRET, age_s=60)
+
+
+def sign_by_a_clock_that_nobody_has(product: Product) -> None:
+    product.scene.clocks.append(3600)
+    product.send_signed(SECRET, age_s=3600)
 
 
 def lose(product: Product) -> None:
@@ -104,6 +146,9 @@ def leave_work(product: Product) -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
+        (sign_with_another_secret, "another secret"),
+        (sign_for_a_minute_ago, r"signed 6\d\.\d s ago"),
+        (sign_by_a_clock_that_nobody_has, r"signed 360\d\.\d s ago"),
         (lose, "every event at every endpoint"),
         (send_what_was_rolled_back, "no committed transaction"),
         (change_the_bytes, "same bytes"),

@@ -48,6 +48,8 @@ class Receipt:
     """What it was to be answered with; 0 where there was to be no answer."""
     signed: bool | None = None
     """Whether both signatures hold; None where the receiver does not know the secret."""
+    age_s: float = 0.0
+    """How old the time was that they are for, by the receiver's clock, when the request was complete."""
 
     @property
     def duty(self) -> tuple[str, str]:
@@ -74,16 +76,19 @@ class Receiver:
         self._receipts: list[Receipt] = []
         self._answered: set[tuple[str, str]] = set()
         self._closed: list[tuple[float, Receipt]] = []
+        self._telling = 0
 
     def url(self, name: str, *, status: int | str = 200, delay_ms: int = 3) -> str:
         """`status` may be a way to fail: flap, hang, drip, reset."""
         return f"http://127.0.0.1:{self.port}/{name}/{status}/{delay_ms}"
 
     def tell(self, name: str, **told: str) -> None:
-        """The `secret` of an endpoint, or the `answer` that it gives from now on."""
+        """The `secret` of an endpoint, or the `answer` that it gives from now on; returns when it holds."""
         assert self._commands is not None
         self._commands.write(json.dumps({"name": name, **told}).encode() + b"\n")
         self._commands.flush()
+        self._telling += 1
+        until(self._is_told, within_s=END_S, what="the receiver's word that it knows")
 
     def receipts(self, name: str | None = None) -> list[Receipt]:
         """Every request so far (to one endpoint), in the order in which they were complete."""
@@ -114,8 +119,15 @@ class Receiver:
 
         return until(look, within_s=within_s, what=f"{count} requests to {name or 'the receiver'}")
 
+    def _is_told(self) -> bool:
+        self._read()
+        return self._telling == 0
+
     def _read(self) -> None:
         for line in self._book.news():
+            if line["state"] == "told":
+                self._telling -= 1
+                continue
             receipt = Receipt(
                 line["t"],
                 line["name"],
@@ -124,6 +136,7 @@ class Receiver:
                 line["sha256"],
                 line["status"],
                 line.get("signed"),
+                line.get("age_s", 0.0),
             )
             if line["state"] == "received":
                 self._receipts.append(receipt)
