@@ -8,8 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +19,7 @@ from typing_extensions import override
 
 from daemon.embedded_postgres import running_url
 from daemon.embedded_postgres.processes import members
+from tests.chaos.disk import Ballast, small_disk
 from tests.chaos.figures import Enter
 from tests.e2e import oracle
 from tests.e2e.figures import Tell
@@ -38,48 +38,10 @@ FULL_S: Final = 3.0
 EMIT: Final = "/api/v1/ecosystem/events/emit"
 
 
-@contextmanager
-def small_disk() -> Generator[Path]:
-    """A file system of DISK bytes; skips where this process may not mount one."""
-    place = Path(tempfile.mkdtemp(prefix="dealix-disk-"))
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK},mode=755", "dealix-test", place], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        place.rmdir()
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.decode().strip()}")
-    try:
-        yield place
-    finally:
-        until(lambda: subprocess.run(["umount", place], check=False).returncode == 0, within_s=10, what="its unmount")
-        place.rmdir()
-
-
 @pytest.fixture
 def disk() -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small disk")
-    with small_disk() as place:
+    with small_disk(DISK) as place:
         yield place
-
-
-class Ballast:
-    """A file that takes all the room that is left on a disk."""
-
-    def __init__(self, disk: Path) -> None:
-        self._path = disk / "ballast"
-
-    def fill(self) -> None:
-        with self._path.open("ab", buffering=0) as file:
-            for block in (1 << 20, 1 << 12):
-                while True:
-                    try:
-                        file.write(bytes(block))
-                    except OSError:
-                        break
-
-    def drop(self) -> None:
-        self._path.unlink()
 
 
 class DataOnSmallDisk(OwnServer):
