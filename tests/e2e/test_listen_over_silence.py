@@ -11,6 +11,7 @@ import itertools
 import json
 import random
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -31,7 +32,7 @@ EVENTS: Final = 500
 BEFORE: Final = 20
 SESSIONS: Final = 8
 TEXT: Final = "ä\u2028" * 400
-"""A body of 2 KB: 500 of them are more than the buffers of a connection hold."""
+"""Escaped, a body of 5 KB: 500 of them are more than the buffers of a connection hold."""
 CAUGHT_UP_S: Final = 40.0
 """From the network's return. The client gives a silent connection up after 40 s, at most 10 s after the return."""
 LIMIT_S: Final = 60.0
@@ -167,18 +168,26 @@ async def test_events_of_a_silence_arrive_once_each_in_the_order_in_which_they_b
             requests = await receiver.wait_for(len(expected) + 1)
     tell(
         f"{len(expected) - BEFORE} events in {silent_s} s of silence, {len(application.undone)} rolled back: "
-        f"first {first_s:.2f} s, last {last_s:.2f} s after it"
+        f"first {first_s:.2f} s, last {last_s:.2f} s after it; connected {network.tried} times"
     )
     assert [number_of(one) for one in requests] == application.in_order_of_visibility()
     assert len(expected) >= BEFORE + EVENTS
+    assert (network.tried > 1) == (forgetful or not across), (
+        "the connection is given up where it must be, and only there"
+    )
     assert len(application.undone) > 50
     overtaken = sum(one > other for one, other in itertools.pairwise(application.committed))
     assert overtaken > 20, "hardly any transaction committed late: the test shows nothing"
+    verify(requests, secret)
+    assert daemon.stop() == 0
+
+
+def verify(requests: Sequence[Received], secret: str) -> None:
+    """By the official libraries of both formats."""
     for one in requests:
         text = one.body.decode()
         Webhook(secret).verify(text, one.headers)
         stripe.WebhookSignature.verify_header(text, one.headers["dealix-signature"], secret, 300)
-    assert daemon.stop() == 0
 
 
 def number_of(request: Received) -> int:
