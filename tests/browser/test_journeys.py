@@ -299,6 +299,7 @@ def test_the_catalogue_shows_a_body_of_each_type_and_how_to_verify_it(window: Wi
     assert page.evaluate("navigator.clipboard.readText()") == shown.text_content()
     window.picture("catalogue-body", whole=False)
     window.link("Verify signatures")
+    window.picture("catalogue-verify", whole=False)
     for language, source in examples().items():
         details = page.locator(
             "#verify details", has=page.locator("summary", has_text=re.compile(f"^{re.escape(language)}$"))
@@ -306,8 +307,6 @@ def test_the_catalogue_shows_a_body_of_each_type_and_how_to_verify_it(window: Wi
         if details.get_attribute("open") is None:
             details.locator("summary").click()
         assert details.locator("pre").text_content() == source
-    page.locator("#verify").scroll_into_view_if_needed()
-    window.picture("catalogue-verify", whole=False)
 
 
 def test_the_operator_sees_the_service_and_opens_a_portal(window: Window) -> None:

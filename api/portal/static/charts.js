@@ -21,7 +21,9 @@ function draw() {
   const hour = new Intl.DateTimeFormat(language, clock);
   const moment = daily ? day : new Intl.DateTimeFormat(language, { day: "numeric", month: "short", ...clock });
   const step = data.times[1] - data.times[0];
-  const stamp = (seconds) => (step > 3600 ? day : hour).format(seconds * 1000);
+  // A canvas writes from left to right, unless the text says otherwise: a day goes before its month.
+  const isolated = (text) => (document.documentElement.dir === "rtl" ? `\u2067${text}\u2069` : text);
+  const stamp = (seconds) => isolated((step > 3600 ? day : hour).format(seconds * 1000));
   const faint = colour("faint"), line = colour("line");
   const font = `12px ${getComputedStyle(document.body).fontFamily}`;
   const axis = { stroke: faint, font, grid: { show: false }, ticks: { show: false } };
