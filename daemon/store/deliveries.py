@@ -148,7 +148,7 @@ _FIRST_LOOK: Final = 500
 _GROWTH: Final = 4
 """A month is walked in five spans: the newest page of a busy customer needs one partition."""
 _LONGEST_LOOK: Final = 20_000
-"""Rows that are looked through at a time: some 5 ms, and 80 where none of them was vacuumed yet. A filter that matches
+"""Rows that are looked through at a time: some 10 ms, and 80 where none of them was vacuumed yet. A filter that matches
 almost nothing can stop between two looks instead of running into the deadline."""
 _PATIENCE: Final = 25
 """So much longer may a page take where rows are not what takes the time: a short log is shown as a whole, even by a
