@@ -153,14 +153,19 @@ class Ownership:
                 await self._update_busy(conn)
             left_s = max(until - trio.current_time(), 0.0)
             with trio.CancelScope() as self._wait_scope:
-                for notice in await conn.next_notifies(min(left_s, BUSY_LOOK_S) if self._busy else left_s):
-                    self._hear(notice.channel, notice.payload)
+                await self._listen(conn, min(left_s, BUSY_LOOK_S) if self._busy else left_s)
             self._wait_scope = None
             # Asked last: where the checks alone take longer than the round, what has come is heard all the same.
             if trio.current_time() >= until:
                 break
         if self._stopping:
+            # A drain may take 25 s, and without our own heartbeat its shards would be given up after 4.
+            await self._listen(conn, 0)
             await trio.sleep(0.01)
+
+    async def _listen(self, conn: Connection, timeout_s: float) -> None:
+        for notice in await conn.next_notifies(timeout_s):
+            self._hear(notice.channel, notice.payload)
 
     def _nudge(self) -> None:
         if self._wait_scope is not None:

@@ -118,6 +118,30 @@ async def test_a_leaving_daemons_shards_are_taken_over_while_its_last_request_st
             assert await one.rows(NOT_FIRST) == [(0,)]
 
 
+async def test_a_leaving_daemon_keeps_the_shards_of_a_request_that_goes_on_for_longer_than_its_heartbeats(
+    migrated_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "HEARTBEAT_S", 0.3)
+    with trio.fail_after(30):
+        async with (
+            open_receiver() as receiver,
+            running_engine(migrated_database) as one,
+            running_engine(migrated_database) as two,
+        ):
+            receiver.answer("/slow", status(200, delay_s=2.5))
+            await one.share(SHARDS // 2)
+            await two.share(SHARDS // 2)
+            slow = next(f"c{n}" for n in range(200) if shard_of(f"c{n}") in two.engine.ownership.shards)
+            await one.subscribe(receiver.url("/slow"), customer_id=slow)
+            await one.emit(customer_id=slow)
+            await receiver.wait_for(1, "/slow")
+            two.stop.set()
+            await one.until(0, LEFT)
+            once_each(receiver, 1)
+            assert await one.rows(NOT_FIRST) == [(0,)]
+            assert len(two.sessions) == 1
+
+
 # ── lost sessions ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
