@@ -21,8 +21,8 @@ POLL_S: Final = 0.5
 """Without a ring: how late an event can be whose ring was lost or never sent."""
 QUICK_S: Final = 0.005
 QUICK_LOOKS: Final = 4
-"""While we are busy and a little longer, looks this far apart: an emitter that saw us busy does not ring, and may commit
-just after."""
+"""While we are busy and a little longer, looks this far apart: an emitter that saw us busy does not ring, and may
+commit just after."""
 BUSY_ROWS: Final = 60
 FLOW_S: Final = 0.1
 """So many rows in about that time, and emitters are asked not to ring. Commits that ring go one after the other, each
