@@ -37,9 +37,15 @@ class Product:
         self.event_id = scene.emit()
         scene.rows("DELETE FROM dealix.outbox")
 
-    def send(self, attempt: int, body: bytes = b"{}", event_id: str | None = None, **more: str) -> None:
-        headers = {"webhook-id": event_id or self.event_id, "dealix-delivery-attempt": str(attempt), **more}
-        httpx.post(self.scene.receiver.url("s1"), content=body, headers=headers)
+    def send(
+        self,
+        attempt: int,
+        body: bytes = b"{}",
+        event_id: str | None = None,
+        signed: dict[str, str] | None = None,
+    ) -> None:
+        headers = {"webhook-id": event_id or self.event_id, "dealix-delivery-attempt": str(attempt)}
+        httpx.post(self.scene.receiver.url("s1"), content=body, headers=headers | (signed or {}))
 
     def send_signed(self, secret: str, *, age_s: int = 0) -> None:
         """The first attempt, to a receiver that knows SECRET."""
@@ -50,7 +56,7 @@ class Product:
         standard = hmac.new(key, f"{self.event_id}.{stamp}.{{}}".encode(), "sha256").digest()
         self.send(
             1,
-            **{
+            signed={
                 "webhook-timestamp": str(stamp),
                 "dealix-signature": f"t={stamp},v1={own}",
                 "webhook-signature": f"v1,{base64.b64encode(standard).decode()}",
