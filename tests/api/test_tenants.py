@@ -23,6 +23,7 @@ HARMLESS: Final = {
     "dry_run", "enabled_only", "event_type", "events", "failed_only", "limit", "period_days", "since", "status",
     "success_only", "until", "wait_s", "max_s",
     "description", "enabled", "endpoint_url", "event_id", "overlap_seconds", "payload",
+    "propagate_trace_context",
     "deprecated", "schema", "enforced", "example", "type",
 }  # fmt: skip
 """Parameters of queries and fields of bodies that name no object. An `event_id` in a body is the emitter's own."""
