@@ -206,9 +206,11 @@ async def test_work_makes_an_owner_busy_and_an_idle_one_is_woken_again(migrated_
             emitted = 0
             was_busy = False
             while not was_busy:
-                for _ in range(20):
-                    await emitter.execute(EMIT, (f'{{"n": {emitted}}}',))
-                    emitted += 1
+                async with emitter.transaction():
+                    for _ in range(100):
+                        await emitter.execute(EMIT, (f'{{"n": {emitted}}}',))
+                        emitted += 1
+                await trio.sleep(0.02)
                 was_busy = (await running.rows(busy, BUSY_CLASS))[0][0] > 0
             # That no emit rings while the lock is held is under test where emit is.
             await receiver.wait_for(emitted)
