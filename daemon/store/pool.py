@@ -101,21 +101,19 @@ class Pool:
         """
         with trio.move_on_after(deadline_s) as scope:
             lent = await self._lend()
-            lent_at = trio.current_time()
+            is_stale = False
             try:
                 yield lent.connection
-                if lent.connection.unreplicated:
-                    await lent.connection.close()
+                if is_stale := lent.connection.unreplicated:
                     raise CommitUnknown("this was committed, but perhaps on no synchronous standby")
             except psycopg.Error as e:
                 unavailable = outage(e, connection_lost=lent.connection.closed)
-                if makes_stale(e):
-                    await lent.connection.close()
+                is_stale = makes_stale(e)
                 if unavailable is None:
                     raise
                 raise unavailable from e
             finally:
-                await self._take_back(lent, lent_at)
+                await self._take_back(lent, is_stale=is_stale)
         if scope.cancelled_caught:
             reason = f" ({self._last_failure})" if self._failures else ""
             raise DatabaseUnavailable(f"the database did not answer within {deadline_s:g} s{reason}")
@@ -223,22 +221,23 @@ class Pool:
         self._last_failure = reason
         self._retry_at = trio.current_time() + pause
 
-    async def _take_back(self, lent: _Idle, lent_at: float) -> None:
+    async def _take_back(self, lent: _Idle, *, is_stale: bool) -> None:
         self._lent -= 1
         self._places.release()
         connection, now = lent.connection, trio.current_time()
         reusable = (
             not self._closed
+            and not is_stale
             and not connection.closed
             and connection.pgconn.transaction_status == TransactionStatus.IDLE
             and connection.pgconn.pipeline_status == PipelineStatus.OFF
             and now < lent.expires_at
         )
         if connection.closed:
-            # Lost, or silent until the deadline. What has idled since before may have gone the same way without a word
-            # (a router that lost its table, a promoted standby's address): not to be found out one deadline each.
-            while self._idle and self._idle[0].since < lent_at:
-                await self._idle.popleft().connection.close()
+            # Lost, or silent until the deadline. The idle ones may have gone the same way without a word (a router that
+            # lost its table, a promoted standby's address), and are not to be found out by one deadline each.
+            while self._idle:
+                await self._idle.pop().connection.close()
         if reusable:
             self._idle.append(_Idle(connection, now, lent.expires_at, lent.admitted_at))
             self._news.unpark()

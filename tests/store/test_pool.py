@@ -348,6 +348,19 @@ async def test_those_that_idled_beside_one_that_fell_silent_are_not_found_out_on
             assert pool.statistics() == PoolStatistics(open=1, idle=1, waiting=0)
 
 
+async def test_one_that_came_back_before_the_network_fell_silent_is_not_tried_after_one_that_was_lost(
+    own_server: OwnServer, tmp_path: Path
+) -> None:
+    with open_proxy(own_server, tmp_path) as proxy:
+        async with pool_of(own_server, 2, url=proxy.url(own_server.url)) as pool:
+            with pytest.raises(DatabaseUnavailable):
+                async with pool.connection(1) as long:
+                    await one(pool)  # lent later, and back before the silence
+                    proxy.tell("forget")
+                    await long.execute("SELECT 1")
+            assert await one(pool, "SELECT 7", deadline_s=1) == 7
+
+
 async def test_a_commit_that_meets_a_frozen_server_is_unknown_and_not_merely_late(own_server: OwnServer) -> None:
     async with pool_of(own_server, 1) as pool:
         await one(pool, "CREATE TABLE IF NOT EXISTS frozen (id int)")
