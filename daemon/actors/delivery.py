@@ -11,30 +11,24 @@ import math
 import random
 from collections import deque
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 import trio
 
-from config.settings import Settings
 from daemon import clock
 from daemon.actors.attempt import Attempt, Setup, Withdrawn
 from daemon.actors.doorbell import Doorbell
-from daemon.actors.fence import FRESH_S, Fence
-from daemon.actors.lanes import Lanes
+from daemon.actors.fence import FRESH_S
 from daemon.actors.pace import Pace
-from daemon.actors.recorder import Recorder
+from daemon.actors.tools import Tools
 from daemon.errors import DatabaseUnavailable
 from daemon.ids import SubscriptionId
 from daemon.log import get
 from daemon.model import Claim, Job, Outcome, SubscriptionConfig
-from daemon.observe import Observer
 from daemon.policy import retry
-from daemon.sealing import KeyRing
-from daemon.sender.endpoint import Endpoint, Sender
+from daemon.sender.endpoint import Endpoint
 from daemon.store.record import Health
 from daemon.store.shards import shard_of
-from daemon.tracing import Tracer
 
 log = get("delivery")
 
@@ -45,20 +39,6 @@ MAILBOX: Final = 32
 """Claims an actor holds: four times the usual window, so that fetching held ones in batches pays."""
 PAUSE_S: Final = 0.2
 """After a query failed, before the next look."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """What every actor works with."""
-
-    settings: Settings
-    ring: KeyRing
-    sender: Sender
-    lanes: Lanes
-    fence: Fence
-    recorder: Recorder
-    observer: Observer
-    tracer: Tracer | None
 
 
 class Desk(Protocol):

@@ -19,7 +19,6 @@ import trio
 
 from config.settings import Settings
 from daemon.actors.claiming import Claiming
-from daemon.actors.delivery import Tools
 from daemon.actors.fanout import Fanout
 from daemon.actors.fence import Fence
 from daemon.actors.intake import Intake
@@ -32,6 +31,7 @@ from daemon.actors.roster import Roster
 from daemon.actors.schedule import Schedule
 from daemon.actors.supervise import keep
 from daemon.actors.testfire import TestFire
+from daemon.actors.tools import Tools
 from daemon.actors.vitals import Vitals, measure_loop_lag
 from daemon.log import get
 from daemon.model import AttemptRecord, Readiness

@@ -12,11 +12,12 @@ from typing import Final
 
 import trio
 
-from daemon.actors.delivery import MAILBOX, Delivery, Tools, claims_of
+from daemon.actors.delivery import MAILBOX, Delivery, claims_of
 from daemon.actors.doorbell import Doorbell
 from daemon.actors.ledger import Lease, Ledger
 from daemon.actors.pace import FIRST_WINDOW
 from daemon.actors.supervise import guard, keep
+from daemon.actors.tools import Tools
 from daemon.errors import DatabaseUnavailable
 from daemon.ids import CustomerId, EventId, SubscriptionId
 from daemon.log import get

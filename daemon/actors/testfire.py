@@ -6,7 +6,7 @@ from typing import Final
 
 from daemon import clock
 from daemon.actors.attempt import Attempt, Setup
-from daemon.actors.delivery import Tools
+from daemon.actors.tools import Tools
 from daemon.errors import SealBroken
 from daemon.ids import SubscriptionId, new_event_id
 from daemon.model import Event, Outcome, SubscriptionConfig, TestFired
