@@ -54,7 +54,10 @@ class Window:
         self.page.get_by_role("button", name=self.say(words), exact=True).click()
 
     def link(self, words: str) -> None:
-        self.page.get_by_role("link", name=self.say(words), exact=True).first.click()
+        """Follows it, until the page behind it is there: a click alone comes back before its answer has."""
+        link = self.page.get_by_role("link", name=self.say(words), exact=True).first
+        with self.page.expect_navigation():
+            link.click()
 
     def shows(self, words: str, **values: object) -> None:
         """Waits until the page says so."""
