@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Final
 
 import pytest
 import trio
 
 from daemon.actors import delivery, roster
-from daemon.store.connection import connect
+from daemon.store.connection import Connection, connect
 from daemon.store.shards import BUSY_CLASS, RAW, WAKE, shard_of
 from tests.support.answers import status
 from tests.support.engine import Running, running_engine
@@ -192,17 +194,24 @@ async def test_equal_events_of_one_transaction_are_as_many_although_their_wake_u
 # ── wake-ups ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@asynccontextmanager
+async def rung(url: str, **delivery: int) -> AsyncGenerator[tuple[Receiver, Running, Connection, Connection]]:
+    """A receiver, an engine, a session that hears every wake-up beside it, and one to emit on."""
+    async with (
+        open_receiver() as receiver,
+        running_engine(url, delivery=delivery) as running,
+        await connect(url, timeout_s=5, application_name="listener") as listener,
+        await connect(url, timeout_s=5, application_name="emitter") as emitter,
+    ):
+        await listener.execute(f"LISTEN {WAKE}")
+        yield receiver, running, listener, emitter
+
+
 async def test_work_makes_an_owner_busy_and_an_idle_one_is_woken_again(migrated_database: str) -> None:
     busy = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid::bigint = %s AND granted"
     with trio.fail_after(20):
-        async with (
-            open_receiver() as receiver,
-            running_engine(migrated_database) as running,
-            await connect(migrated_database, timeout_s=5, application_name="listener") as listener,
-            await connect(migrated_database, timeout_s=5, application_name="emitter") as emitter,
-        ):
+        async with rung(migrated_database) as (receiver, running, listener, emitter):
             await running.subscribe(receiver.url())
-            await listener.execute(f"LISTEN {WAKE}")
             emitted = 0
             was_busy = False
             while not was_busy:
@@ -223,14 +232,8 @@ async def test_work_makes_an_owner_busy_and_an_idle_one_is_woken_again(migrated_
 async def test_a_steady_flow_that_is_borne_with_ease_rings_seldom(migrated_database: str) -> None:
     """Each look finds a little and the next one nothing, on and on; and commits that ring wait for each other."""
     with trio.fail_after(30):
-        async with (
-            open_receiver() as receiver,
-            running_engine(migrated_database) as running,
-            await connect(migrated_database, timeout_s=5, application_name="listener") as listener,
-            await connect(migrated_database, timeout_s=5, application_name="emitter") as emitter,
-        ):
+        async with rung(migrated_database) as (receiver, running, listener, emitter):
             await running.subscribe(receiver.url())
-            await listener.execute(f"LISTEN {WAKE}")
             commits = 100
             for n in range(commits):
                 async with emitter.transaction():
@@ -244,16 +247,10 @@ async def test_a_steady_flow_that_is_borne_with_ease_rings_seldom(migrated_datab
 async def test_an_owner_that_has_to_wait_for_room_is_not_rung_meanwhile(migrated_database: str) -> None:
     """With all places taken it cannot look, for seconds: that is not idleness, and a ring would not help it."""
     with trio.fail_after(30):
-        async with (
-            open_receiver() as receiver,
-            running_engine(migrated_database, delivery={"max_in_flight": 8}) as running,
-            await connect(migrated_database, timeout_s=5, application_name="listener") as listener,
-            await connect(migrated_database, timeout_s=5, application_name="emitter") as emitter,
-        ):
+        async with rung(migrated_database, max_in_flight=8) as (receiver, running, listener, emitter):
             for n in range(40):
                 receiver.answer(f"/{n}", status(200, delay_s=0.2))
                 await running.subscribe(receiver.url(f"/{n}"))
-            await listener.execute(f"LISTEN {WAKE}")
             for n in range(5):
                 await emitter.execute(EMIT, (f'{{"n": {n}}}',))
             await receiver.wait_for(20)
