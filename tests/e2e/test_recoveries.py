@@ -32,11 +32,11 @@ def asked(daemon: DaemonProcess, method: str, path: str, body: object = None) ->
     return answer.json()
 
 
-def begin(scene: Scene, daemon: DaemonProcess) -> tuple[str, Subscribed]:
-    """A recovery of events that were emitted before their subscription was made."""
+def begin(scene: Scene, daemon: DaemonProcess, *, delay_ms: int) -> tuple[str, Subscribed]:
+    """A recovery of events that were emitted before their subscription was made. Its endpoint takes so long."""
     scene.open()
     scene.rows(EMIT, (EVENTS, MOVING))
-    hook = scene.subscribe(daemon, MOVING, delay_ms=5)
+    hook = scene.subscribe(daemon, MOVING, delay_ms=delay_ms)
     since = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
     begun = asked(daemon, "POST", f"/webhooks/{hook.id}/recover", {"since": since, "status": "missed"})
     assert (begun["queued"], begun["state"]) == (EVENTS, "running")
@@ -68,7 +68,7 @@ def test_after_a_sigkill_a_recovery_goes_on_where_it_was(
 ) -> None:
     daemon = installation.start(migrated_database)
     scene = Scene(migrated_database, receiver)
-    recovery_id, hook = begin(scene, daemon)
+    recovery_id, hook = begin(scene, daemon, delay_ms=5)
     receiver.wait_for(60, hook.name)
     daemon.kill()
     assert len(receiver.receipts(hook.name)) < EVENTS
@@ -85,7 +85,7 @@ def test_a_recovery_moves_to_the_daemon_that_gets_its_shard_and_back_when_that_o
 ) -> None:
     elder = installation.start(migrated_database)
     scene = Scene(migrated_database, receiver)
-    recovery_id, hook = begin(scene, elder)
+    recovery_id, hook = begin(scene, elder, delay_ms=150)  # 11 s in all: another daemon starts meanwhile
     receiver.wait_for(20, hook.name)
     younger = installation.start(migrated_database)
     younger.wait_for("shards.gained")
