@@ -13,7 +13,7 @@ from daemon.policy import breaker as policy
 from daemon.policy.retry import Verdict
 
 FIRST_WINDOW: Final = 2
-"""Requests at a time to an endpoint that has not yet shown that it answers; one more with each quick answer."""
+"""Requests at a time to an endpoint that has not yet shown that it answers; one more with each 2xx, quick or slow."""
 SLOW_S: Final = 1.0
 QUICK_S: Final = 0.02
 """An answer within this, from the last byte of the request on, came by return of post."""
@@ -74,7 +74,7 @@ class Pace:
         self.is_quick = answered_in_s < QUICK_S
         if judged == "delivered":
             self.breaker = policy.succeeded()
-            self.window = 1 if self.is_slow else min(self.window + 1, self._settings.per_subscription)
+            self.window = min(self.window + 1, self._settings.per_subscription)
             return
         self.window = 1
         chance = random.random()  # noqa: S311 - jitter

@@ -61,6 +61,21 @@ async def test_endpoints_that_crawl_do_not_either_and_get_what_is_theirs(migrate
             await running.until(0, LEFT)
 
 
+async def test_an_endpoint_that_is_slow_but_well_gets_as_many_requests_at_a_time_as_any(
+    migrated_database: str,
+) -> None:
+    """Else one that takes 2 s could have an event every 2 s and no more, and a busy customer's would wait for ever."""
+    with trio.fail_after(20):
+        async with open_receiver() as receiver, running_engine(migrated_database) as running:
+            receiver.answer("/slow", status(200, delay_s=1.2))
+            await running.subscribe(receiver.url("/slow"))
+            await running.emit_many(30)
+            began = trio.current_time()
+            requests = await receiver.wait_for(22, "/slow", timeout_s=9)  # 2, 4 and 8, and 8 from then on
+            assert requests[21].at - began > 3 * 1.2, "it was ramped up"
+            assert {r.headers["dealix-delivery-attempt"] for r in requests} == {"1"}
+
+
 async def test_big_payloads_of_many_subscriptions_stay_within_a_bounded_memory(migrated_database: str) -> None:
     """40 endpoints that hang with 15 events of 250 KB each: 150 MB, of which the daemon holds half at most."""
     released = trio.Event()
