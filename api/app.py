@@ -54,7 +54,7 @@ def create_app(services: Services) -> QuartTrio:
     metrics.install(app, services)
     _log_access(app)
     site.install(app, services, routes, document)
-    app.asgi_app = Gate(app.asgi_app)
+    app.asgi_app = Gate(app.asgi_app, services.guest)
     return app
 
 

@@ -18,7 +18,7 @@ from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import AppWrapper, ConnectionState
+from hypercorn.typing import AppWrapper, ConnectionState, H11SendableEvent
 from hypercorn.utils import parse_socket_addr  # pyright: ignore[reportUnknownVariableType] a bare tuple
 
 from api.errors import MEDIA_TYPE, problem_of
@@ -47,15 +47,30 @@ class Limits:
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 and nothing else, with a problem document for what is not HTTP."""
+    """HTTP/1.1 and nothing else, with a problem document for what is not HTTP, and an answer's head with its body."""
 
     given_up = False
     """Whether an answer broke off. What the application still says is then for nobody."""
+    _head = b""
+    """Of an answer whose body is about to follow."""
 
     async def stream_send(self, event: StreamEvent) -> None:
         """Pass on what the application says."""
         if not self.given_up:
             await super().stream_send(event)
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        """In one write where the length is known. Any other body may take its time: the head goes first."""
+        try:
+            data = self._head + (self.connection.send(event) or b"")
+        except h11.LocalProtocolError:
+            if self.connection.their_state is not h11.ERROR:
+                raise
+            return
+        waits = isinstance(event, h11.Response) and any(name == b"content-length" for name, _ in event.headers)
+        self._head = data if waits else b""
+        if data and not waits:
+            await self.send(RawData(data))
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """No change to HTTP/2."""

@@ -1,5 +1,7 @@
 """What stands between Hypercorn and Quart: it refuses what Quart would stumble over, and ends exchanges cleanly.
 
+It also tells the daemon while somebody waits for an answer.
+
 Two faults of theirs are mended here. Quart-Trio takes a target without a path for an internal error. And Hypercorn
 tells the application of the end of an exchange while it is itself still in the application's task, whereupon Quart-Trio
 cancels that task: a connection whose request was answered before its body had come was then neither closed nor used
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, ExitStack
 from typing import Final
 
 import trio
@@ -22,15 +25,17 @@ Asgi = Callable[[Scope, ASGIReceiveCallable, ASGISendCallable], Awaitable[None]]
 UNREAD_BODY_S: Final = 2.0
 """How long the rest of a body may come after its request was answered. Then the connection can be used again; closing
 it at once would also lose the answer, where the peer is still sending."""
+_EVENTS: Final = (b"content-type", b"text/event-stream")
 _ABSOLUTE: Final = re.compile(r"https?://[^/?#]*(?P<path>/.*)", re.IGNORECASE | re.DOTALL)
 """RFC 9112, section 3.2.2: a server has to take the form that is meant for proxies, too."""
 
 
 class Gate:
-    """Wraps an ASGI application."""
+    """Wraps an ASGI application. `guest` is entered for as long as somebody waits for an answer."""
 
-    def __init__(self, inner: Asgi) -> None:
+    def __init__(self, inner: Asgi, guest: Callable[[], AbstractContextManager[None]]) -> None:
         self._inner = inner
+        self._guest = guest
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """One request, or the server's start and stop."""
@@ -39,16 +44,19 @@ class Gate:
         elif (problem := _fault(scope)) is not None:
             await _answer(send, problem)
         else:
-            exchange = _Exchange(receive, send)
-            await self._inner(scope, exchange.receive, exchange.send)
+            with ExitStack() as stay:
+                stay.enter_context(self._guest())
+                exchange = _Exchange(receive, send, stay)
+                await self._inner(scope, exchange.receive, exchange.send)
 
 
 class _Exchange:
-    """One request and its answer."""
+    """One request and its answer. `stay` is closed early where an answer goes on for as long as its reader likes."""
 
-    def __init__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    def __init__(self, receive: ASGIReceiveCallable, send: ASGISendCallable, stay: ExitStack) -> None:
         self._receive = receive
         self._send = send
+        self._stay = stay
         self._request_ended = trio.Event()
         self._answering = False
         self._answered = False
@@ -70,6 +78,8 @@ class _Exchange:
     async def send(self, message: ASGISendEvent) -> None:
         """Pass a message on; the last one, which is empty, only when the request has been read to its end."""
         self._answering = True
+        if message["type"] == "http.response.start" and _EVENTS in message["headers"]:
+            self._stay.close()
         if message["type"] == "http.response.body" and not message["more_body"]:
             with trio.move_on_after(UNREAD_BODY_S):
                 await self._request_ended.wait()

@@ -88,5 +88,5 @@ def create_app(services: Services) -> QuartTrio:
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     errors.install(app)
     app.add_url_rule(PATH, "get_metrics", Metrics(services).answer, methods=["GET"])
-    app.asgi_app = Gate(app.asgi_app)
+    app.asgi_app = Gate(app.asgi_app, services.guest)
     return app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -28,6 +29,7 @@ PROBE_S: Final = 0.8
 class Services:
     """`pool` is the API's own. `test_fire` returns None for a subscription that is not there, raises SealBroken.
 
+    `guest` is entered while somebody waits for an answer: the sender leaves the event loop more room meanwhile.
     `tracer` is there where traces are on.
     """
 
@@ -39,5 +41,6 @@ class Services:
     readiness: Callable[[], Readiness]
     vitals: Callable[[], Vitals]
     tail: Tail
+    guest: Callable[[], AbstractContextManager[None]]
     tracer: Tracer | None = None
     limits: Limits = field(default_factory=Limits)

@@ -180,6 +180,7 @@ class Daemon:
             readiness=engine.readiness,
             vitals=engine.vitals,
             tail=Tail(self.api_pool, self.stopping),
+            guest=engine.lanes.gate.narrowed,
             tracer=tracer,
         )
         bind = self.settings.api.metrics_bind

@@ -9,6 +9,8 @@ Trio's CapacityLimiter goes through the scheduler even where there is room, twic
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
@@ -20,6 +22,8 @@ SLOW_AFTER_S: Final = 1.0
 SWEEP_S: Final = 0.1
 GATE: Final = 16
 """Senders that sign and write in one turn of the event loop. More gains no throughput and costs the API its latency."""
+NARROW: Final = 4
+"""The same while somebody waits for an answer of the API, which takes many turns."""
 
 
 class Gate:
@@ -30,7 +34,9 @@ class Gate:
     """
 
     def __init__(self) -> None:
+        self._width = GATE
         self._left = GATE
+        self.guests = 0
         self._waiting = trio.lowlevel.ParkingLot()
         self._used = trio.lowlevel.ParkingLot()
 
@@ -39,12 +45,21 @@ class Gate:
         if self._left == 0:
             await self._waiting.park()  # whoever wakes it has counted it
             return
-        if self._left == GATE:
+        if self._left == self._width:
             self._used.unpark()
         self._left -= 1
 
     def release(self) -> None:
         """Nothing: see above."""
+
+    @contextmanager
+    def narrowed(self) -> Generator[None]:
+        """From the next turn on fewer pass, for as long as this lasts for anybody."""
+        self.guests += 1
+        try:
+            yield
+        finally:
+            self.guests -= 1
 
     def waiting(self) -> int:
         """Tasks that wait to pass."""
@@ -53,13 +68,14 @@ class Gate:
     async def run(self) -> None:
         """Open again in each turn that follows one in which somebody passed. Never ends."""
         while True:
-            if self._left == GATE:
+            if self._left == self._width:
                 await self._used.park()
             else:
                 await trio.lowlevel.checkpoint()
-            passing = min(GATE // 2, len(self._waiting))
+            self._width = NARROW if self.guests else GATE
+            passing = min(self._width // 2, len(self._waiting))
             self._waiting.unpark(count=passing)
-            self._left = GATE - passing
+            self._left = self._width - passing
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from daemon.actors.lanes import GATE, Gate, Lanes
+from daemon.actors.lanes import GATE, NARROW, Gate, Lanes
 
 
 async def test_a_request_that_becomes_slow_makes_room_while_the_slow_budget_has_any(
@@ -101,6 +101,38 @@ async def test_the_gate_lets_so_many_pass_a_turn_and_nobody_waits_where_there_is
             before = turns[0]
             await gate.acquire()  # at once, where there is room
             assert turns[0] == before
+            nursery.cancel_scope.cancel()
+
+
+async def test_while_the_api_has_a_guest_fewer_pass_a_turn() -> None:
+    gate, passed = Gate(), [0]
+
+    async def pass_it() -> None:
+        await gate.acquire()
+        passed[-1] += 1
+
+    async def count() -> None:
+        while True:
+            await trio.lowlevel.checkpoint()
+            passed.append(0)
+
+    async def crowd() -> int:
+        """How many of them passed in a turn at the most, once the gate has had a turn to hear of the guest."""
+        passed[:] = [0]
+        async with trio.open_nursery() as crowding:
+            for _ in range(GATE * 5):
+                crowding.start_soon(pass_it)
+        return max(passed[4:])
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(gate.run)
+            nursery.start_soon(count)
+            with gate.narrowed():
+                with gate.narrowed():
+                    pass
+                assert await crowd() <= NARROW + NARROW // 2
+            assert await crowd() >= GATE // 2
             nursery.cancel_scope.cancel()
 
 

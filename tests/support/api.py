@@ -139,6 +139,7 @@ async def open_api(
         readiness=engine.readiness,
         vitals=engine.vitals,
         tail=Tail(pool, stop := trio.Event()),
+        guest=engine.lanes.gate.narrowed,
         tracer=tracer,
     )
     app = create_app(services)
