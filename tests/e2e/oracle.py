@@ -102,11 +102,13 @@ def judge(scene: Scene, *, within_s: float = 15.0) -> Verdict:
     """Wait for the end, then check what holds whatever was killed: nothing lost, foreign, changed or unlogged."""
     wait_until_done(scene, within_s=within_s)
     duties = expected(scene)
-    rows, receipts = read_log(scene), scene.receiver.receipts()
+    # In this order, since endpoints that are not well may still be tried: what has gone from one is in the next.
+    receipts, claims, pending = scene.receiver.receipts(), scene.claims(), _pending(scene)
+    rows = read_log(scene)
     repeated = _judge_receipts(scene, duties, receipts)
-    _judge_log(scene, rows, receipts)
+    _judge_log(scene, rows, claims, receipts)
     _judge_silences(scene, receipts)
-    lost = duties - _accounted_for(scene, rows)
+    lost = duties - _accounted_for(scene, rows, pending)
     assert not lost, f"lost: {lost}"
     log = {claim: row.outcome for claim, row in rows.items()}
     return Verdict(len({event_id for event_id, _ in duties}), len(duties), len(receipts), repeated, log, len(lost))
@@ -130,8 +132,8 @@ def _judge_receipts(scene: Scene, duties: set[Duty], receipts: list[Receipt]) ->
     return frozenset(repeated)
 
 
-def _judge_log(scene: Scene, rows: dict[Claim, Logged], receipts: list[Receipt]) -> None:
-    unlogged = {r.claim for r in receipts} - rows.keys() - scene.claims()
+def _judge_log(scene: Scene, rows: dict[Claim, Logged], claims: set[Claim], receipts: list[Receipt]) -> None:
+    unlogged = {r.claim for r in receipts} - rows.keys() - claims
     assert not unlogged, f"received, but not in the log: {unlogged}"
     answers = {r.claim: r.status for _, r in scene.receiver.answers()}
     for claim, row in rows.items():
@@ -152,12 +154,17 @@ def _judge_silences(scene: Scene, receipts: list[Receipt]) -> None:
         assert not late, f"{silence.name}: {len(late)} requests after it was disabled, the last {max(late):.2f} s after"
 
 
-def _accounted_for(scene: Scene, rows: dict[Claim, Logged]) -> set[Duty]:
-    """What was answered with 2xx, ended in the log, or is still to be done (held, or waiting for its next attempt)."""
+def _pending(scene: Scene) -> set[Duty]:
+    """What is still to be done: held, waiting for its next attempt, or on its way."""
     names = {s.id: s.name for s in scene.subscribed}
-    pending = scene.rows("SELECT event_id, subscription_id FROM dealix.deliveries")
+    rows = scene.rows("SELECT event_id, subscription_id FROM dealix.deliveries")
+    return {(event_id, names[subscription_id]) for event_id, subscription_id in rows}
+
+
+def _accounted_for(scene: Scene, rows: dict[Claim, Logged], pending: set[Duty]) -> set[Duty]:
+    """What was answered with 2xx, ended in the log, or is still to be done."""
     ended = {(event_id, name) for (event_id, name, _), row in rows.items() if row.outcome in ENDS}
-    return scene.receiver.answered() | ended | {(event_id, names[one]) for event_id, one in pending}
+    return scene.receiver.answered() | ended | pending
 
 
 def read_log(scene: Scene) -> dict[Claim, Logged]:

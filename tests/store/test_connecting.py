@@ -17,7 +17,7 @@ import trustme
 from daemon.errors import DatabaseUnavailable, SettingsInvalid
 from daemon.store.connection import Connection, connect
 from daemon.store.hosts import parameters, split
-from tests.support.own_server import PASSWORD, OwnServer
+from tests.support.own_server import CONNECTIONS, PASSWORD, OwnServer
 
 LIMIT_S: Final = 15.0
 EMBEDDED_MAJOR: Final = 18
@@ -177,7 +177,7 @@ async def test_a_server_that_is_starting_or_full_is_an_outage(own_server: OwnSer
     with trio.fail_after(LIMIT_S):
         try:
             with pytest.raises(DatabaseUnavailable, match=r"too many clients|reserved"):
-                while len(held) < 30:
+                while len(held) <= CONNECTIONS:
                     held.append(await open_(own_server.url))
         finally:
             for conn in held:

@@ -23,7 +23,9 @@ from tests.support.postgres import DEBIAN_BIN
 
 PASSWORD: Final = "correct-horse-battery"
 START_S: Final = 30.0
-_SETTINGS: Final = ("fsync=off", "max_connections=20", "shared_buffers=8MB", "listen_addresses=127.0.0.1")
+CONNECTIONS: Final = 30
+"""That it takes: two daemons and what watches them."""
+_SETTINGS: Final = ("fsync=off", f"max_connections={CONNECTIONS}", "shared_buffers=8MB", "listen_addresses=127.0.0.1")
 
 
 class OwnServer:
