@@ -18,9 +18,16 @@ from daemon.store.outage import outage
 from daemon.store.pool import Pool
 from daemon.store.primary import Admit, Allegiance
 
-HOT: Final = {"enable_seqscan": "off", "jit": "off", "random_page_cost": "1.1"}
+HOT: Final = {
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_sort": "off",
+    "jit": "off",
+    "random_page_cost": "1.1",
+}
 """For the delivery path: its tables swing between empty and millions of rows, so that the planner's statistics are
-wrong half of the time, and every statement there has its index."""
+wrong half of the time, and every statement there has its index, in whose order it reads. What is switched off is still
+used where nothing else will do."""
 READS: Final = {"jit": "off", "random_page_cost": "1.1"}
 """For everything else, the API above all: lists walk indexes of which the planner believes too late that they are all a
 day needs, and what it would compile is over sooner."""
