@@ -43,7 +43,7 @@ class Run(msgspec.Struct, frozen=True):
 
 
 @click.command("api-latency")
-@click.option("--events", default=60_000, show_default=True, help="That the sender drains in each run.")
+@click.option("--events", default=120_000, show_default=True, help="That the sender drains in each run.")
 @click.option("--requests", default=600, show_default=True, help="In each run, a third of each kind.")
 @click.option("--runs", default=5, show_default=True)
 def api_latency(events: int, requests: int, runs: int) -> None:
@@ -78,7 +78,7 @@ def once(on: Stage, key: str, events: int, requests: int) -> Run:
         emitted = (30 + requests) // 3
         emit_at_once(db, events, CUSTOMERS)
         arrivals.wait_for(emitted + DRAINING, ARRIVE_S)
-        busy = _ask(Api(daemon, key), requests)  # the other connection was idle for too long
+        busy = _ask(api, requests)
         if arrivals.count() >= events:
             raise Untrue("the sender was done before the last request was: give it more events")
         settled(db, arrivals, duties(db, since))

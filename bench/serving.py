@@ -17,6 +17,8 @@ from bench.cpu import Meter
 from bench.parts import START_S, Stage, wait_until
 
 READY_POLL_S: Final = 0.01
+KEPT_S: Final = 5.0
+"""The daemon closes a connection that was idle for 15 s."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,14 @@ class Api:
     def __init__(self, daemon: Serving, key: str) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=START_S)
         self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        self._called_at = 0.0
 
     def call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         """The JSON of the answer to a request under the API's base path. Raises Refused for any but 200–299."""
         text = None if body is None else json.dumps(body)
+        if time.monotonic() - self._called_at > KEPT_S:
+            self._connection.close()  # the request opens it again
+        self._called_at = time.monotonic()
         self._connection.request(method, f"/api/v1/ecosystem{path}", text, self._headers)
         response = self._connection.getresponse()
         answer = response.read()
