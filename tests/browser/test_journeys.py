@@ -14,7 +14,7 @@ from tests.browser.conftest import OpenWindow, Window
 from tests.support.answers import status
 
 SECRET: Final = re.compile(r"whsec_[A-Za-z0-9+/]{44}")
-SLOW_S: Final = 0.9
+SLOW_S: Final = 0.3
 """An answer's time, so that eight at a time leave a job something to do for a few seconds."""
 
 
@@ -193,7 +193,7 @@ def test_an_endpoint_that_was_off_is_enabled_and_gets_what_it_missed(window: Win
     page.wait_for_url("**/portal/recoveries/*")
     expect(page.locator("#progress progress")).to_have_attribute("value", re.compile("^(1?[1-9]|10|2[0-3])$"))
     window.picture("recovering")
-    page.locator("#progress .badge.good").wait_for()
+    page.locator("#progress .badge.good").wait_for(timeout=30_000)
     assert page.locator("#progress dd").nth(1).inner_text() == "24"
     window.picture("recovered")
     assert len(window.site.receiver.at(path)) == 25
