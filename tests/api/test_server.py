@@ -49,7 +49,7 @@ async def test_a_body_that_never_comes_after_the_answer_costs_its_connection(api
 async def test_the_sender_makes_room_while_a_request_waits_for_its_answer_and_not_for_an_open_stream(
     api: Served,
 ) -> None:
-    gate, key = api.engine.lanes.gate, api.keys["acme"].encode()
+    gate, key = api.engine.lanes.gate, api.keys["acme"]
     with trio.fail_after(10):
         async with await trio.open_tcp_stream("127.0.0.1", api.port) as stream:
             await stream.send_all(HEAD.replace(b"PATCH", b"POST") + BODY[:-1])
@@ -60,13 +60,8 @@ async def test_the_sender_makes_room_while_a_request_waits_for_its_answer_and_no
             while gate.guests:
                 await trio.sleep(0.01)
         async with await trio.open_tcp_stream("127.0.0.1", api.port) as stream:
-            await stream.send_all(
-                b"GET "
-                + BASE.encode()
-                + b"/events/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "
-                + key
-                + b"\r\n\r\n"
-            )
+            asked = f"GET {BASE}/events/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n\r\n"
+            await stream.send_all(asked.encode())
             assert (await stream.receive_some()).startswith(b"HTTP/1.1 200 ")
             assert gate.guests == 0
 

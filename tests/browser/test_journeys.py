@@ -15,7 +15,7 @@ from tests.support.answers import status
 
 SECRET: Final = re.compile(r"whsec_[A-Za-z0-9+/]{44}")
 SLOW_S: Final = 0.3
-"""An answer's time, so that eight at a time leave a job something to do for a few seconds."""
+"""An answer's time, so that four at a time leave a job something to do for a few seconds."""
 
 
 def copied(window: Window) -> str:
