@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
@@ -25,6 +26,7 @@ from tests.support.postgres import fresh_database
 
 LIMIT_S: Final = 15.0
 HIDDEN_S: Final = 2.0
+BUSY_S: Final = 0.01
 ENOUGH: Final = 200_000
 """Rows whose COPY or result is far larger than every buffer on the way."""
 
@@ -36,6 +38,17 @@ def url(request: pytest.FixtureRequest) -> str:
     with psycopg.connect(made, autocommit=True) as connection:
         connection.execute("CREATE TABLE things (id int PRIMARY KEY, note text)")
     return made
+
+
+class OwnTurns(trio.abc.Instrument):
+    """How often the task that makes it gets its turn."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._task = trio.lowlevel.current_task()
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+        self.count += task is self._task
 
 
 @asynccontextmanager
@@ -638,3 +651,22 @@ async def test_without_autocommit_a_block_commits_and_an_exception_rolls_back(ur
                     await conn.rollback()
                     assert usable(conn)
         assert await ids(other) == [1]
+
+
+async def test_a_long_answer_takes_few_turns_of_a_busy_event_loop(url: str) -> None:
+    """Each turn may be 10 ms where it is full of senders; a thousand events have 1.2 MB."""
+
+    async def be_busy() -> None:
+        while True:
+            time.sleep(BUSY_S)  # noqa: ASYNC251 - that is what it is about
+            await trio.lowlevel.checkpoint()
+
+    async with two(url) as (conn, _), trio.open_nursery() as others:
+        others.start_soon(be_busy)
+        turns = OwnTurns()
+        trio.lowlevel.add_instrument(turns)
+        cursor = await conn.execute("SELECT repeat('x', 1200) FROM generate_series(1, 1000)")
+        trio.lowlevel.remove_instrument(turns)
+        others.cancel_scope.cancel()
+        assert len(await cursor.fetchall()) == 1000
+    assert turns.count <= 20
