@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
+from daemon.store.arrays import array
 from daemon.store.claims import Claimed, Place, Room
 from daemon.store.connection import Connection
 
@@ -155,7 +156,7 @@ async def fan_out(
     `after`: of these shards only rows behind the given id are looked at. `name_events`: say which events were taken.
     """
     ordered = sorted(shards)
-    place = {"shards": ordered, "after": [after.get(shard, 0) for shard in ordered]}
+    place = {"shards": array(ordered), "after": array(after.get(shard, 0) for shard in ordered)}
     cursor = await conn.execute(_FAN_OUT, place | _bounds(name_events) | room.parameters())
     return Claimed.of(await cursor.fetchall())
 
@@ -167,7 +168,7 @@ async def fan_out_fairly(
 
     Looks at customers after the place `after`; `resume` is where the next look has to begin, None for the start.
     """
-    place = {"shards": sorted(shards), "shard": after[0], "customer_id": after[1]}
+    place = {"shards": array(sorted(shards)), "shard": after[0], "customer_id": after[1]}
     cursor = await conn.execute(_FAN_OUT_FAIRLY, place | _bounds(name_events) | room.parameters())
     return Claimed.of(await cursor.fetchall())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from datetime import date
+from functools import lru_cache
 from typing import Final
 
 from psycopg import errors, sql
@@ -13,6 +14,7 @@ from daemon.ids import CustomerId, DeliveryId, EventId, SubscriptionId
 from daemon.model import Claim, Event, SubscriptionConfig
 from daemon.policy.retry import MAX_ATTEMPTS
 from daemon.policy.signing import envelope
+from daemon.store.arrays import array
 from daemon.store.claims import Claimed, Room
 from daemon.store.connection import Connection
 
@@ -89,7 +91,7 @@ async def claim_due(conn: Connection, shards: Iterable[int], room: Room) -> Clai
     """Claim what is due in `shards`, up to `PER_SHARD` of each; hold what cannot go now. `seen` counts what was due."""
     bounds = {"per_shard": PER_SHARD, "max_due": MAX_DUE, "max_attempts": MAX_ATTEMPTS}
     turns = sorted(shards, key=lambda _: random.random())  # noqa: S311 - where more is due than MAX_DUE, all get their turn
-    cursor = await conn.execute(_CLAIM_DUE, {"shards": turns} | bounds | room.parameters())
+    cursor = await conn.execute(_CLAIM_DUE, {"shards": array(turns)} | bounds | room.parameters())
     return Claimed.of(await cursor.fetchall())
 
 
@@ -216,13 +218,16 @@ _EVENTS: Final = sql.SQL("""
 """)
 
 
+@lru_cache(maxsize=8)
+def _events_of(day: date) -> bytes:
+    return _EVENTS.format(partition=sql.Identifier("dealix", f"events_{day:%Y%m%d}")).as_bytes(None)
+
+
 async def load_events(conn: Connection, day: date, wanted: Sequence[tuple[CustomerId, EventId]]) -> list[Event]:
     """The events of one day, enveloped. Those that retention removed are missing from the answer."""
-    statement = _EVENTS.format(partition=sql.Identifier("dealix", f"events_{day:%Y%m%d}"))
+    named = {"customers": array(c for c, _ in wanted), "ids": array(i for _, i in wanted)}
     try:
-        cursor = await conn.execute(
-            statement, {"customers": [c for c, _ in wanted], "ids": [i for _, i in wanted]}, prepare=True
-        )
+        cursor = await conn.execute(_events_of(day), named, prepare=True)
     except errors.UndefinedTable:
         return []
     return [
