@@ -9,9 +9,8 @@ from quart import Response, g, request
 from quart_trio import QuartTrio
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from api import errors, metrics, openapi
+from api import errors, gate, metrics, openapi
 from api.bodies import BODY_S, MAX_BODY_BYTES
-from api.gate import Gate
 from api.operation import Route, view_of
 from api.portal import site
 from api.routes import (
@@ -54,7 +53,7 @@ def create_app(services: Services) -> QuartTrio:
     metrics.install(app, services)
     _log_access(app)
     site.install(app, services, routes, document)
-    app.asgi_app = Gate(app.asgi_app, services.guest)
+    gate.install(app, services.guest)
     return app
 
 

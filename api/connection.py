@@ -7,6 +7,8 @@ whoever asks, and answers what is no HTTP without a word. Its protocol class is 
 from __future__ import annotations
 
 import math
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -203,7 +205,7 @@ class Connection:
         sent = False
         try:
             with trio.move_on_after(self._limits.send_s):
-                async with self._writing:
+                async with self._turn_to_write():
                     await self._stream.send_all(data)
                     sent = True
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -213,6 +215,18 @@ class Connection:
                 self._give_up()
         if not sent and self._protocol is not None:
             await self._protocol.handle(Closed())
+
+    @asynccontextmanager
+    async def _turn_to_write(self) -> AsyncGenerator[None]:
+        """The lock, which by itself waits for the next turn of the event loop also where it is free."""
+        try:
+            self._writing.acquire_nowait()
+        except trio.WouldBlock:
+            await self._writing.acquire()
+        try:
+            yield
+        finally:
+            self._writing.release()
 
     async def _finish(self) -> None:
         self._answered_last = True

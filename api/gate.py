@@ -17,6 +17,8 @@ from typing import Final
 
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, ASGISendEvent, HTTPScope, Scope
+from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection
 
 from api.errors import MEDIA_TYPE, Problem
 
@@ -28,6 +30,22 @@ it at once would also lose the answer, where the peer is still sending."""
 _EVENTS: Final = (b"content-type", b"text/event-stream")
 _ABSOLUTE: Final = re.compile(r"https?://[^/?#]*(?P<path>/.*)", re.IGNORECASE | re.DOTALL)
 """RFC 9112, section 3.2.2: a server has to take the form that is meant for proxies, too."""
+
+
+def install(app: QuartTrio, guest: Callable[[], AbstractContextManager[None]]) -> None:
+    """Put the gate before an application."""
+    app.asgi_http_class = _InOneTask
+    app.asgi_app = Gate(app.asgi_app, guest)
+
+
+class _InOneTask(TrioASGIHTTPConnection):
+    """Quart-Trio's, but a request is answered in the task that is there already, and not a turn of the loop later."""
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        request = self._create_request_from_scope(send)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.handle_messages, nursery, request, receive)
+            await self.handle_request(nursery, request, send)
 
 
 class Gate:
@@ -81,8 +99,9 @@ class _Exchange:
         if message["type"] == "http.response.start" and _EVENTS in message["headers"]:
             self._stay.close()
         if message["type"] == "http.response.body" and not message["more_body"]:
-            with trio.move_on_after(UNREAD_BODY_S):
-                await self._request_ended.wait()
+            if not self._request_ended.is_set():  # else it would still be a turn of the event loop
+                with trio.move_on_after(UNREAD_BODY_S):
+                    await self._request_ended.wait()
             self._answered = True
         await self._send(message)
 

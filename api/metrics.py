@@ -9,9 +9,8 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from quart import Response, g, request
 from quart_trio import QuartTrio
 
-from api import errors
+from api import errors, gate
 from api.auth import authenticate
-from api.gate import Gate
 from api.metric_families import Facts, Families
 from api.services import Services
 from daemon.errors import DatabaseUnavailable, SchemaMismatch
@@ -88,5 +87,5 @@ def create_app(services: Services) -> QuartTrio:
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     errors.install(app)
     app.add_url_rule(PATH, "get_metrics", Metrics(services).answer, methods=["GET"])
-    app.asgi_app = Gate(app.asgi_app, services.guest)
+    gate.install(app, services.guest)
     return app
