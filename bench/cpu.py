@@ -22,10 +22,11 @@ def cpu_s(pid: int) -> float:
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds that passed, CPU seconds by name, and the share of the machine, 0–1, that nobody named took."""
+    """Seconds that passed, CPU seconds by name, and the machine's shares, 0–1: busy, and taken by nobody named."""
 
     wall_s: float
     cpu_s: dict[str, float]
+    busy: float
     others: float
 
 
@@ -42,8 +43,8 @@ class Meter:
             after - before for before, after in zip(self._before, self._read(), strict=True)
         )
         others_s = max(busy_s - own_s - sum(each_s), 0.0)
-        share = others_s / wall_s / (os.cpu_count() or 1)
-        return Costs(wall_s, dict(zip(self._pids, each_s, strict=True)), share)
+        all_s = wall_s * (os.cpu_count() or 1)
+        return Costs(wall_s, dict(zip(self._pids, each_s, strict=True)), busy_s / all_s, others_s / all_s)
 
     def _read(self) -> list[float]:
         own = os.times()

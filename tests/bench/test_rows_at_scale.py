@@ -30,7 +30,7 @@ TOO_FAST: Final = "the machine does not bear this load"
 @pytest.mark.parametrize(
     ("row", "options", "runs", "figures"),
     [
-        ("latency", {"seconds": "0.5", "runs": "1"}, 1, 6),
+        ("latency", {"seconds": "0.5", "runs": "1"}, 1, 7),
         ("hang", {"events": "800", "seconds": "2", "per-second": "80", "runs": "1"}, 1, 4),
         ("api-latency", {"events": "10000", "requests": "12", "runs": "1"}, 1, 2),
         ("flood", {"events": "6000", "singles": "2", "every": "0.1"}, 2, 4),
