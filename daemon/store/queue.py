@@ -193,10 +193,15 @@ async def give_back(conn: Connection, claims: Sequence[tuple[Claim, bool]]) -> N
     )
 
 
+# Locks the rows, waits for none: one that is being recorded needs no lease, and who waits can be found in a deadlock
+# with the recorder, which locks in another order. The session that holds the shards would end by it.
 _EXTEND: Final = """
     UPDATE dealix.deliveries d SET due = now() + %(lease_s)s * interval '1 s'
-    WHERE d.id = ANY (%(ids)s::bigint[]) AND d.claimed
-      AND ((d.id, d.attempt) IN (SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::smallint[]))) IS TRUE
+    WHERE d.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM dealix.deliveries o
+        WHERE o.id = ANY (%(ids)s::bigint[]) AND o.claimed
+          AND ((o.id, o.attempt) IN (SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::smallint[]))) IS TRUE
+        FOR UPDATE SKIP LOCKED))
 """
 
 

@@ -194,12 +194,16 @@ async def changed(conn: Connection, known: Mapping[SubscriptionId, int]) -> list
 
 
 # Index deliveries_due: of each shard only what is due within a lease, which is where every claimed row stands.
-# Row locks on those; a result that is being recorded at this moment keeps its row from being due again.
+# Row locks on those, without a wait, as in queue.extend_leases: a result that is being recorded at this moment keeps
+# its row from being due again, and should it not be recorded after all, the lease ends.
 _RECOVER: Final = """
     UPDATE dealix.deliveries d SET due = now()
-    WHERE d.shard = ANY (%(shards)s::smallint[]) AND d.claimed
-      AND d.due BETWEEN now() AND now() + %(lease_s)s * interval '1 s'
-      AND ((d.id, d.attempt) IN (SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::smallint[]))) IS NOT TRUE
+    WHERE d.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM dealix.deliveries o
+        WHERE o.shard = ANY (%(shards)s::smallint[]) AND o.claimed
+          AND o.due BETWEEN now() AND now() + %(lease_s)s * interval '1 s'
+          AND ((o.id, o.attempt) IN (SELECT * FROM unnest(%(ids)s::bigint[], %(attempts)s::smallint[]))) IS NOT TRUE
+        FOR UPDATE SKIP LOCKED))
 """
 
 
