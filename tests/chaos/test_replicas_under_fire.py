@@ -101,6 +101,7 @@ class Fleet:
         again_s = self.redelivery(claims, at, 20)
         sleep_until(at + FREEZE_S)
         victim.signal(signal.SIGCONT)
+        self.stage.scene.thawed += 1
         self.acquaint(victim)
         return claims, again_s
 

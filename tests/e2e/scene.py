@@ -54,6 +54,7 @@ class Scene:
     """`url` is the database, `receiver` answers for all endpoints. A test subscribes and emits through it.
 
     `clocks`: by how many seconds a daemon's clock is ahead of the receiver's, every difference that a test makes.
+    `thawed`: how many daemons went on after they had been frozen.
     """
 
     url: str
@@ -61,6 +62,7 @@ class Scene:
     subscribed: list[Subscribed] = field(default_factory=list[Subscribed])
     silences: list[Silence] = field(default_factory=list[Silence])
     clocks: list[float] = field(default_factory=lambda: [0.0])
+    thawed: int = 0
 
     def open(self) -> None:
         """The application's ledger and an ops key. The schema must be there."""

@@ -101,6 +101,16 @@ def test_a_signature_is_fresh_by_the_clock_of_its_daemon(product: Product, ahead
     assert oracle.judge(product.scene).duplicates == 0
 
 
+def test_a_thawed_daemon_may_send_the_one_request_that_the_freeze_met(product: Product) -> None:
+    product.deliver(2)
+    product.send_signed(SECRET, age_s=60)
+    product.log(1)
+    with pytest.raises(AssertionError, match="signed 60"):
+        oracle.judge(product.scene)
+    product.scene.thawed = 1
+    assert oracle.judge(product.scene).repeated == {(product.event_id, "s1", 1)}
+
+
 def sign_with_another_secret(product: Product) -> None:
     product.send_signed(OTHER_SECRET)
 

@@ -135,6 +135,7 @@ def test_a_replica_that_was_frozen_comes_back_without_harm(pair: Pair, tell: Tel
     taken_s = time.monotonic() - frozen_at
     time.sleep(max(FROZEN_S - taken_s, 0))  # the fault's own length
     pair.elder.signal(signal.SIGCONT)
+    pair.scene.thawed += 1
     wait_until_shared(pair.scene)
     pair.emitter.go_on(50)
     pair.emitter.finish()
