@@ -99,7 +99,7 @@ def test_an_upgrade_with_the_schema_first_loses_doubles_and_refuses_nothing(
         new = sorted(set(after) - set(before))
         tell(f"migrations {new} under load; {len(requests)} requests, the longest took {longest_s:.2f} s")
         tell(f"with them, /readyz of the version before: {ready}")  # of those from before this was asked for, 503
-        fault = f"upgrade by {len(new)} migrations, sockets held, {len(requests)} requests meanwhile"
+        fault = f"upgrade by {len(new)} migration(s), sockets held, {len(requests)} requests meanwhile"
         enter("C15", fault, REPLICAS, verdict, emitter)
         assert after == [m.version for m in known()]
         assert new, "the schema was that of today: the test shows nothing"
