@@ -16,9 +16,9 @@ from daemon.errors import DatabaseUnavailable
 from daemon.ids import CustomerId
 from daemon.store import api_keys
 
-LOOK_UP_S: Final = 0.8
+LOOK_UP_S: Final = 0.6
 """Every request with a key begins with this. With the second of grace that an interrupted statement gets it keeps the
-503 of a database that is away below 2 s; what follows then deals with one that has just answered."""
+503 of a database that is away well below 2 s; what follows then deals with one that has just answered."""
 
 
 @dataclass(frozen=True, slots=True)

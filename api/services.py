@@ -21,7 +21,7 @@ from daemon.tracing import Tracer
 WORK_S: Final = 5.0
 """The deadline of a request's own work in the database, which answered the key's look-up a moment ago. A batch of a
 thousand events takes a tenth of it on a busy machine."""
-PROBE_S: Final = 0.8
+PROBE_S: Final = 0.6
 """The same where no key was looked up before: see api.auth.LOOK_UP_S."""
 
 

@@ -103,6 +103,10 @@ class Daemon:
             tail = self._log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
             raise DemoFailed("\n  ".join([f"the daemon ended with {code}; its log, {self._log}, ends:", *tail]))
 
+    def says_it_is_ready(self) -> bool:
+        """Whether it has said so in its log: at its address another program might answer."""
+        return b"daemon.ready" in self._log.read_bytes()
+
     def stop(self) -> None:
         """End it as a service manager would, and wait for that."""
         if self._process.poll() is not None:

@@ -137,7 +137,7 @@ def _free(bind: str) -> str:
 def _await_ready(api: Api, daemon: Daemon) -> None:
     click.echo("Starting the daemon …")
     begun = time.monotonic()
-    while not api.ready():
+    while not (daemon.says_it_is_ready() and api.ready()):
         daemon.check_alive()
         if time.monotonic() > begun + _READY_S:
             raise DemoFailed(f"the daemon was not ready within {_READY_S:g} s")

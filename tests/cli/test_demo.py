@@ -69,7 +69,7 @@ def test_the_demo_shows_a_verified_delivery_and_lines_that_work_and_the_next_sta
             taken.listen()
         except OSError:
             pass  # somebody else has it: all the same to the demo
-        first = Demo(place)
+        first = Demo(place, usual_port=True)
         start.append(first)
         lines = first.until("Each further delivery")
     assert f"Dealix Webhooks demo, data in {place}/.dealix" in lines

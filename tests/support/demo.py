@@ -15,15 +15,18 @@ from typing import Final
 
 from daemon.embedded_postgres.processes import members
 from tests.support.daemon_process import ROOT, until
+from tests.support.own_server import free_port
 
 LINE_S: Final = 60.0
 
 
 class Demo:
-    """A running demo and the lines that it has printed."""
+    """A running demo and the lines that it has printed. On a port of its own, since tests beside it have demos too."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, usual_port: bool = False) -> None:
         environ = {key: value for key, value in os.environ.items() if not key.startswith("DEALIX_")}
+        if not usual_port:
+            environ["DEALIX_API__BIND"] = f"127.0.0.1:{free_port()}"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "daemon", "demo"],
             cwd=directory,
