@@ -7,8 +7,6 @@ whoever asks, and answers what is no HTTP without a word. Its protocol class is 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +22,7 @@ from hypercorn.typing import AppWrapper, ConnectionState, H11SendableEvent
 from hypercorn.utils import parse_socket_addr  # pyright: ignore[reportUnknownVariableType] a bare tuple
 
 from api.errors import MEDIA_TYPE, problem_of
+from daemon.store.waiting import Turns
 
 RECEIVE_BYTES: Final = 64 * 1024
 
@@ -121,7 +120,7 @@ class Connection:
         self._context = context
         self._limits = limits
         self._idle_s = limits.idle_s
-        self._writing = trio.Lock()
+        self._writing = Turns()
         self._reading = trio.CancelScope()
         self._protocol: Protocol | None = None
         self._answered_last = False
@@ -205,7 +204,7 @@ class Connection:
         sent = False
         try:
             with trio.move_on_after(self._limits.send_s):
-                async with self._turn_to_write():
+                async with self._writing:
                     await self._stream.send_all(data)
                     sent = True
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -215,18 +214,6 @@ class Connection:
                 self._give_up()
         if not sent and self._protocol is not None:
             await self._protocol.handle(Closed())
-
-    @asynccontextmanager
-    async def _turn_to_write(self) -> AsyncGenerator[None]:
-        """The lock, which by itself waits for the next turn of the event loop also where it is free."""
-        try:
-            self._writing.acquire_nowait()
-        except trio.WouldBlock:
-            await self._writing.acquire()
-        try:
-            yield
-        finally:
-            self._writing.release()
 
     async def _finish(self) -> None:
         self._answered_last = True
