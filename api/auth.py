@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Final
 
 from quart import Request
 from werkzeug.datastructures import Headers
 
 from api.client_address import client_address
 from api.errors import Problem, invalid, not_found
-from api.services import Services
+from api.services import FIRST_S, Services
 from daemon.errors import DatabaseUnavailable
 from daemon.ids import CustomerId
 from daemon.store import api_keys
-
-LOOK_UP_S: Final = 0.6
-"""Every request with a key begins with this. With the second of grace that an interrupted statement gets it keeps the
-503 of a database that is away well below 2 s; what follows then deals with one that has just answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +71,7 @@ async def authenticate(services: Services, request: Request) -> Caller:
     if digest is None:
         raise unauthorized()
     try:
-        async with services.pool.connection(LOOK_UP_S) as conn:
+        async with services.pool.connection(FIRST_S) as conn:
             key = await api_keys.authenticate(conn, digest)
     except DatabaseUnavailable:
         guessing.undecided(address, digest)

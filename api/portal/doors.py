@@ -8,12 +8,12 @@ from typing import get_args
 
 from quart import Response, request
 
-from api.auth import LOOK_UP_S
 from api.client_address import client_address
 from api.portal import visit
 from api.portal.frame import Frame, goto
 from api.portal.visit import CUSTOMERS, LANGUAGE_COOKIE, OPERATORS, THEME_COOKIE, Form, Realm, Theme, Visit
 from api.portal.words import Language
+from api.services import FIRST_S
 from daemon.errors import DatabaseUnavailable
 from daemon.store import portal
 from daemon.store.connection import Connection
@@ -90,7 +90,7 @@ class Doors:
         digest = portal.digest_of(secret)
         guessing.begin(address, digest)
         try:
-            async with services.pool.connection(LOOK_UP_S) as conn:
+            async with services.pool.connection(FIRST_S) as conn:
                 entered = await enter(conn)
         except DatabaseUnavailable:
             guessing.undecided(address, digest)
@@ -100,7 +100,7 @@ class Doors:
 
     async def _leave(self, visitor: Visit, realm: Realm) -> Response:
         if visitor.session is not None:
-            async with self._frame.services.pool.connection(LOOK_UP_S) as conn:
+            async with self._frame.services.pool.connection(FIRST_S) as conn:
                 await portal.leave(conn, visitor.session.token)
         answer = goto(realm.login)
         visit.forget(answer, realm)

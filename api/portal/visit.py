@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 from quart import Response, request
 from werkzeug.datastructures import MultiDict
 
-from api.auth import LOOK_UP_S, Caller
+from api.auth import Caller
 from api.errors import Problem
 from api.portal.words import Language
-from api.services import Services
+from api.services import FIRST_S, Services
 from daemon import clock
 from daemon.store import portal
 
@@ -90,7 +90,7 @@ async def begin(services: Services, realm: Realm) -> Visit:
     token = request.cookies.get(realm.cookie)
     session = None
     if token:
-        async with services.pool.connection(LOOK_UP_S) as conn:
+        async with services.pool.connection(FIRST_S) as conn:
             found = await portal.find(conn, token)
         if found is not None and (found.customer_id is None) == realm.is_ops:
             session = Session(Caller(found.origin, found.customer_id), token, found.expires_at)

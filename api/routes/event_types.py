@@ -12,7 +12,7 @@ from api.bodies import check_payload
 from api.errors import Problem, invalid, not_found
 from api.fields import EVENT_TYPE, PRINTABLE
 from api.operation import Answer, Call, NoBody, NoQuery, Route, route
-from api.services import PROBE_S, WORK_S, Services
+from api.services import FIRST_S, WORK_S, Services
 from api.verification import HEADERS_EMITTED, SIGNATURE_FORMAT, verification_doc
 from daemon.log import get
 from daemon.policy.operational import RESERVED
@@ -101,7 +101,7 @@ class EventTypes:
 
         Needs no key. Also tells which headers a webhook carries and how to verify its signature.
         """
-        async with self._services.pool.connection(PROBE_S) as conn:
+        async with self._services.pool.connection(FIRST_S) as conn:
             known = await event_types.all_types(conn)
         return Answer(
             200,

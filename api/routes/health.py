@@ -8,7 +8,7 @@ import msgspec
 
 from api.errors import unavailable
 from api.operation import Answer, Call, NoBody, Route, route
-from api.services import PROBE_S, Services
+from api.services import FIRST_S, Services
 from daemon.errors import SchemaMismatch
 from daemon.store.migrate import check_version
 
@@ -48,7 +48,7 @@ def routes(services: Services) -> list[Route]:
 
         Ready means: the database answers, its schema is this program's or a newer one, and the LISTEN connection is up.
         """
-        async with services.pool.connection(PROBE_S) as conn:
+        async with services.pool.connection(FIRST_S) as conn:
             try:
                 await check_version(conn, at_work=True)
             except SchemaMismatch as e:

@@ -9,7 +9,7 @@ from daemon.store.connection import Connection
 
 _EMIT_RAW: Final = """
     SELECT ordinal, reason
-    FROM dealix.emit_raw(%(customers)s::text[], %(types)s::text[], %(payloads)s::text[], %(ids)s::text[])
+    FROM dealix.emit_raw(%(customers)b::text[], %(types)b::text[], %(payloads)b::text[], %(ids)b::text[])
 """
 
 

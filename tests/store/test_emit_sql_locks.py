@@ -12,10 +12,9 @@ import pytest
 from psycopg import errors
 
 from daemon.store.shards import BUSY_CLASS, OWN_CLASS, WAKE, shard_of
-from tests.support.emitting import Open, Session, emit, subscribe
+from tests.support.emitting import LOCKS, Open, Session, emit, subscribe, woken
 
 SHARD: Final = shard_of("acme")
-LOCKS: Final = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
 
 
 def in_thread(act: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
@@ -43,12 +42,6 @@ def wait_until_blocked(watcher: Session, session: Session) -> None:
 
 def own(owner: Session) -> None:
     owner.execute("SELECT pg_advisory_lock(%(own)s, %(shard)s)", {"own": OWN_CLASS, "shard": SHARD})
-
-
-def woken(listener: Session) -> list[str]:
-    """The payloads that have arrived by now; the empty query makes the server send what it has."""
-    listener.execute("SELECT")
-    return [notify.payload for notify in listener.notifies(timeout=0)]
 
 
 # ── transactions ─────────────────────────────────────────────────────────────────────────────────────────────────────

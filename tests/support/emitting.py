@@ -10,6 +10,8 @@ import pytest
 
 Session: TypeAlias = psycopg.Connection[tuple[object, ...]]
 Open: TypeAlias = Callable[[], Session]
+LOCKS: Final = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+"""Advisory locks of the own session."""
 SUBSCRIBE: Final = """
     INSERT INTO dealix.subscriptions (id, customer_id, endpoint_url, events, enabled, disabled_reason, secret_sealed)
     VALUES ('whk_' || lpad(%(n)s::text, 24, '0'), %(customer)s, 'https://example.com/', %(events)s, %(enabled)s,
@@ -41,3 +43,9 @@ def refusal(db: Session, payload: str = "{}", event_id: str | None = None, **fie
         emit(db, payload, event_id, **fields)
     assert db.execute("SELECT count(*) FROM dealix.events").fetchone() == (0,)
     return refused.value.sqlstate or "", refused.value.diag.message_primary or ""
+
+
+def woken(listener: Session) -> list[str]:
+    """The payloads that have arrived by now; the empty query makes the server send what it has."""
+    listener.execute("SELECT")
+    return [notify.payload for notify in listener.notifies(timeout=0)]
