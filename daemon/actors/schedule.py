@@ -12,15 +12,17 @@ from daemon.actors.roster import Roster
 from daemon.ids import SubscriptionId
 from daemon.log import get
 from daemon.store import queue
+from daemon.store.claims import Claimed, Room
 from daemon.store.connection import Connection
 from daemon.store.pool import Pool
 
 log = get("schedule")
 
 TICK_S: Final = 0.5
-ASIDE_S: Final = 0.1
-"""Pause after a batch of which most found no room: a million that are due together shall be laid aside, which is all
-that can be done with them, without taking the database from those that are sent."""
+ASIDE_PAUSE: Final = 9.0
+"""Pause after a batch of which most found no room, in multiples of the time that it took. A million that are due
+together are to be laid aside, which is all that can be done with them, but in a tenth of one session's time. Of one
+shard a batch sees little and is soon done: a flood there keeps its other retries for minutes, not for an hour."""
 QUERY_S: Final = 10.0
 
 
@@ -32,6 +34,7 @@ class Schedule:
         self._pool = pool
         self._ownership = ownership
         self._roster = roster
+        self._took_s = 0.0  # the last look
 
     async def run(self) -> None:
         """One tick after the other."""
@@ -43,11 +46,17 @@ class Schedule:
 
     async def _claim_due(self) -> None:
         while True:
-            claimed = await self._claiming.batch(queue.claim_due)
+            claimed = await self._claiming.batch(self._look)
             if claimed.seen < queue.PER_SHARD:
                 return
             if len(claimed.claims) < claimed.seen / 2:
-                await trio.sleep(ASIDE_S)
+                await trio.sleep(ASIDE_PAUSE * self._took_s)
+
+    async def _look(self, conn: Connection, shards: frozenset[int], room: Room) -> Claimed:
+        started = trio.current_time()
+        claimed = await queue.claim_due(conn, shards, room)
+        self._took_s = trio.current_time() - started
+        return claimed
 
     async def _wake_held(self) -> None:
         async with self._pool.connection(QUERY_S) as conn:

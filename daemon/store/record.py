@@ -243,7 +243,7 @@ _RECORD: Final = f"""
     UNION ALL
     SELECT 'told', NULL, NULL, NULL, sum(matched)::int FROM told HAVING count(*) > 0
     UNION ALL
-    SELECT 'late', r.id, NULL, NULL, NULL FROM r
+    SELECT 'late', r.id, NULL, NULL, dealix.forget_interrupted(r.event_id, r.subscription_id, r.attempt) FROM r
     WHERE r.action <> 'log'
       AND r.delivery_id NOT IN (SELECT id FROM finished UNION ALL SELECT id FROM rescheduled)
 """  # noqa: S608 a constant in a constant
@@ -270,37 +270,12 @@ async def record(conn: Connection, records: Sequence[AttemptRecord], *, disable_
             raise  # the pool translates it
         raise BatchRefused(first_line(e)) from e
     health: list[Health] = []
-    late: set[str] = set()
     for kind, key, failures, disabled, level in await cursor.fetchall():
         if kind == "health":
             health.append(Health(key, failures, disabled, level))
         elif kind == "recovered":
             health.append(Health(key, 0, None, None, recovered=True))
-        elif kind == "late":
-            late.add(key)
-    if late:
-        await _forget_interrupted(conn, [r for r in records if r.id in late])
     return health
-
-
-_FORGET: Final = """
-    DELETE FROM dealix.attempts a
-    USING unnest(%(events)s::text[], %(subscriptions)s::text[], %(attempts)s::smallint[])
-        AS l (event_id, subscription_id, attempt)
-    WHERE a.event_id = l.event_id AND a.subscription_id = l.subscription_id AND a.attempt = l.attempt
-      AND a.outcome = 'interrupted'
-"""
-
-
-async def _forget_interrupted(conn: Connection, late: Sequence[AttemptRecord]) -> None:
-    await conn.execute(
-        _FORGET,
-        {
-            "events": [r.event_id for r in late],
-            "subscriptions": [r.subscription_id for r in late],
-            "attempts": [r.attempt for r in late],
-        },
-    )
 
 
 async def record_again(conn: Connection, records: Sequence[AttemptRecord], *, disable_after: int) -> list[Health]:

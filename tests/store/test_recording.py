@@ -151,6 +151,24 @@ async def test_a_result_of_another_attempt_number_touches_no_delivery_and_replac
         assert await rows(conn, logged) == [("e1", 1, "interrupted"), ("e1", 2, "delivered"), ("e2", 2, "retry")]
 
 
+async def test_a_late_result_and_the_row_it_replaces_change_places_at_once(conn: Connection) -> None:
+    forbid = """
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'stays'; END $$;
+        CREATE TRIGGER refuse BEFORE DELETE ON dealix.attempts FOR EACH ROW EXECUTE FUNCTION refuse();
+    """
+    with trio.fail_after(10):
+        one = await subscribe(conn)
+        taken_over = await claimed(conn, one, "e1", attempt=3)
+        await record(conn, [result(one, outcome="interrupted", attempt=2)], disable_after=LIMIT)
+        await conn.execute(forbid.encode())
+        with pytest.raises(BatchRefused):
+            await record(conn, [result(one, delivery_id=taken_over, attempt=2, success=True)], disable_after=LIMIT)
+        assert await rows(conn, "SELECT attempt, outcome FROM dealix.attempts") == [(2, "interrupted")]
+        await conn.execute("DROP TRIGGER refuse ON dealix.attempts")
+        await record(conn, [result(one, delivery_id=taken_over, attempt=2, success=True)], disable_after=LIMIT)
+        assert await rows(conn, "SELECT attempt, outcome FROM dealix.attempts") == [(2, "delivered")]
+
+
 async def test_a_result_without_a_breaker_leaves_the_databases_alone(conn: Connection) -> None:
     with trio.fail_after(10):
         one = await subscribe(conn)

@@ -19,7 +19,7 @@ from daemon.store import outbox, queue, record, shards
 from daemon.store.sessions import HOT
 
 _STATEMENT: Final = re.compile(r"\s*(--.*\n\s*)*(SELECT|INSERT|UPDATE|DELETE|WITH)\b")
-_PARAMETER: Final = re.compile(r"%\((\w+)\)s")
+_PARAMETER: Final = re.compile(r"%\((\w+)\)[sb]")
 _FRAGMENTS: Final = {
     "deliveries._COLUMNS", "deliveries._SIFT", "recoveries._COLUMNS", "recovery_walk._FAILED", "recovery_walk._EMITTED",
     "recovery_walk._FIND", "recovery_walk._COUNT",
@@ -93,7 +93,6 @@ HOT_STATEMENTS: Final[dict[str, set[str]]] = {
     "queue._CONFIGS": {"subscriptions_pkey", "subscription_health_pkey"},
     "queue._EVENTS": set(),
     "record._RECORD": {"deliveries_pkey", "subscription_health_pkey", "subscriptions_pkey"},
-    "record._FORGET": set(),
     "shards._CHANGED": {"subscriptions_pkey"},
     "shards._RECOVER": {"deliveries_due"},
 }
