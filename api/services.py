@@ -22,8 +22,8 @@ FIRST_S: Final = 0.6
 """The deadline of a request's first question to the database, the key's look-up as a rule. With the second of grace
 that an interrupted statement gets it keeps the 503 of a database that is away well below 2 s."""
 WORK_S: Final = 5.0
-"""The deadline of what follows, with a database that has just answered. A batch of a thousand events takes
-a tenth of it on a busy machine."""
+"""The deadline of what follows, with a database that has just answered. A batch of a thousand events takes a
+tenth of it on a busy machine."""
 
 
 @dataclass(frozen=True, slots=True)

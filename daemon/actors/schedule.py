@@ -37,20 +37,25 @@ class Schedule:
         self._took_s = 0.0  # the last look
 
     async def run(self) -> None:
-        """One tick after the other."""
+        """Look at what is due, and after each look at what is held: at once where more is due, else at the next tick.
+
+        Laying a million aside takes minutes, and whoever is enabled or has cooled down meanwhile shall not wait for it.
+        """
         while True:
             await self._ownership.due_bell.wait(TICK_S)
-            if self._ownership.shards:
-                await self._claim_due()
+            more = True
+            while more and self._ownership.shards:
+                more = await self._claim_due()
                 await self._wake_held()
 
-    async def _claim_due(self) -> None:
-        while True:
-            claimed = await self._claiming.batch(self._look)
-            if claimed.seen < queue.PER_SHARD:
-                return
-            if len(claimed.claims) < claimed.seen / 2:
-                await trio.sleep(ASIDE_PAUSE * self._took_s)
+    async def _claim_due(self) -> bool:
+        """Whether there may be more."""
+        claimed = await self._claiming.batch(self._look)
+        if claimed.seen < queue.PER_SHARD:
+            return False
+        if len(claimed.claims) < claimed.seen / 2:
+            await trio.sleep(min(ASIDE_PAUSE * self._took_s, TICK_S))
+        return True
 
     async def _look(self, conn: Connection, shards: frozenset[int], room: Room) -> Claimed:
         started = trio.current_time()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from datetime import UTC, datetime
 from typing import Final
 
 import trio
@@ -107,3 +108,42 @@ async def test_big_payloads_of_many_subscriptions_stay_within_a_bounded_memory(m
             finally:
                 tracemalloc.stop()
                 released.set()
+
+
+# Deliveries of one subscription, as they stand after an outage: events, and a delivery for each, due or held.
+WAITING: Final = """
+    WITH event AS (
+        INSERT INTO dealix.events (id, customer_id, type, data, created_at, matched)
+        SELECT 'evt_' || lpad(to_hex(floor(extract(epoch FROM now()) * 1000)::bigint), 12, '0')
+                   || lpad(to_hex(i), 12, '0'),
+               s.customer_id, 'deal.won', '{}', now(), 1
+        FROM dealix.subscriptions s, generate_series(1, %s) AS i
+        WHERE s.id = %s
+        RETURNING id, customer_id, type, created_at
+    )
+    INSERT INTO dealix.deliveries
+        (event_id, event_day, event_type, subscription_id, shard, attempt, steps, claimed, due)
+    SELECT e.id, (e.created_at AT TIME ZONE 'UTC')::date, e.type, s.id, dealix.shard_of(s.customer_id), 0, 0, false, %s
+    FROM event e JOIN dealix.subscriptions s USING (customer_id)
+    RETURNING id
+"""
+LIST: Final = """
+    INSERT INTO dealix.roster (subscription_id, shard)
+    SELECT id, dealix.shard_of(customer_id) FROM dealix.subscriptions WHERE id = %s
+    RETURNING 1
+"""
+
+
+async def test_what_somebody_holds_is_woken_while_anothers_backlog_is_laid_aside(migrated_database: str) -> None:
+    due = "SELECT count(*) > 15000 FROM dealix.deliveries WHERE due IS NOT NULL"
+    with trio.fail_after(40):
+        async with open_receiver() as receiver, running_engine(migrated_database) as running:
+            receiver.answer("/hang", hang())
+            dead = await running.subscribe(receiver.url("/hang"), customer_id="dead")
+            healthy = await running.subscribe(receiver.url("/healthy"), customer_id="healthy")
+            await running.rows(WAITING, 20_000, dead, datetime.now(UTC))
+            await receiver.wait_for(1, "/hang")
+            await running.rows(WAITING, 3, healthy, None)
+            await running.rows(LIST, healthy)
+            await receiver.wait_for(3, "/healthy", timeout_s=3)
+            assert await running.rows(due) == [(True,)]

@@ -94,7 +94,8 @@ def stored(db: Session) -> Counter[object]:
 
 
 def emptied(db: Session) -> None:
-    db.execute("TRUNCATE dealix.events, dealix.event_keys, dealix.outbox, dealix.heard, dealix.listeners")
+    for table in ("events", "event_keys", "outbox", "heard", "listeners"):  # TRUNCATE takes 40 ms for the partitions
+        db.execute(f"DELETE FROM dealix.{table}".encode())
 
 
 CUSTOMERS: Final = ("acme", "acme", "bolt", "nobody")
