@@ -105,7 +105,7 @@ def test_a_thawed_daemon_may_send_the_one_request_that_the_freeze_met(product: P
     product.deliver(2)
     product.send_signed(SECRET, age_s=60)
     product.log(1)
-    with pytest.raises(AssertionError, match="signed 60"):
+    with pytest.raises(AssertionError, match=r"signed 6\d\.\d s ago"):
         oracle.judge(product.scene)
     product.scene.thawed = 1
     assert oracle.judge(product.scene).repeated == {(product.event_id, "s1", 1)}
