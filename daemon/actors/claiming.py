@@ -47,7 +47,7 @@ class Claiming:
             with self._roster.ledger.claiming(shards):
                 room = Room(self._roster.rooms(), self._roster.default_room(), LEASE_S)
                 claimed = await claim(conn, shards, room)
-                await self._roster.take(conn, claimed.claims, claimed.held, term=term)
+                await self._roster.take(conn, claimed, term=term)
         return claimed
 
     def has_enough(self) -> bool:

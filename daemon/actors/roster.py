@@ -23,7 +23,9 @@ from daemon.ids import CustomerId, EventId, SubscriptionId
 from daemon.log import get
 from daemon.model import AttemptRecord, Claim, Event, Job
 from daemon.store import queue
+from daemon.store.claims import Claimed
 from daemon.store.connection import Connection
+from daemon.store.enveloping import load_events
 from daemon.store.pool import Pool
 from daemon.store.record import Health
 
@@ -100,23 +102,23 @@ class Roster:
 
     # -- work comes -------------------------------------------------------------------------------------------------
 
-    async def take(
-        self, conn: Connection, claims: Sequence[Claim], held: Iterable[SubscriptionId], *, term: int
-    ) -> None:
+    async def take(self, conn: Connection, claimed: Claimed, *, term: int) -> None:
         """Hand claims to their actors, starting those that are missing; tell actors that something is held for them.
 
-        Loads the events, and the configuration where it is not known or older than the claim saw it. What cannot be
-        handed over, because a query failed or the caller is cancelled, is given back. `term`: the fence's at the claim.
+        Loads the events that did not come along, and the configuration where it is not known or older than the claim
+        saw it. What cannot be handed over, because a query failed or the caller is cancelled, is given back. `term` is
+        the fence's at the claim.
         """
+        claims = claimed.claims
         self.ledger.add(claims)
         left = {(c.delivery_id, c.attempt): c for c in claims}
         try:
             if claims:
                 await self._know(conn, claims)
-                await self._hand_over(conn, claims, left, term)
+                await self._hand_over(conn, claimed, left, term)
         finally:
             self.return_claims(left.values(), hold=False)
-        for subscription_id in held:
+        for subscription_id in claimed.held:
             if (actor := self._actors.get(subscription_id)) is not None:
                 actor.has_backlog()
 
@@ -151,16 +153,17 @@ class Roster:
             del self._actors[actor.id]
             self.ledger.settle_all_of(actor.id)
 
-    async def _hand_over(self, conn: Connection, claims: Sequence[Claim], left: dict[Lease, Claim], term: int) -> None:
-        events = await self._events(conn, claims)
+    async def _hand_over(self, conn: Connection, claimed: Claimed, left: dict[Lease, Claim], term: int) -> None:
+        events = await self._events(conn, claimed)
         expired: list[Claim] = []
-        for claim in claims:
+        for claim in claimed.claims:
             actor = self._actors.get(claim.subscription_id)
-            event = events.get((claim.subscription_id, claim.event_id))
             if actor is None:  # deleted since it was claimed: held, it is purged
                 self.return_claims([left.pop((claim.delivery_id, claim.attempt))], hold=True)
-            elif event is None:  # retention removes an event after its deliveries have ended, but for those in hand
-                expired.append(claim)
+            elif (event := events.get((actor.customer_id, claim.event_id))) is None:
+                expired.append(
+                    claim
+                )  # retention removes an event after its deliveries have ended, but for those in hand
             else:
                 del left[claim.delivery_id, claim.attempt]
                 self.ledger.weigh(claim, len(event.body))
@@ -171,18 +174,18 @@ class Roster:
             del left[claim.delivery_id, claim.attempt]
             self.ledger.settle(claim.delivery_id, claim.attempt)
 
-    async def _events(self, conn: Connection, claims: Sequence[Claim]) -> dict[tuple[SubscriptionId, EventId], Event]:
-        by_day: dict[date, dict[tuple[CustomerId, EventId], list[Claim]]] = {}
-        for claim in claims:
+    async def _events(self, conn: Connection, claimed: Claimed) -> dict[tuple[CustomerId, EventId], Event]:
+        events = {(event.customer_id, event.id): event for event in claimed.events}
+        missing: dict[date, set[tuple[CustomerId, EventId]]] = {}
+        for claim in claimed.claims:
             if (actor := self._actors.get(claim.subscription_id)) is not None:
-                wanted = by_day.setdefault(claim.event_day, {})
-                wanted.setdefault((actor.customer_id, claim.event_id), []).append(claim)
-        found: dict[tuple[SubscriptionId, EventId], Event] = {}
-        for day, wanted in by_day.items():
-            for event in await queue.load_events(conn, day, list(wanted)):
-                for claim in wanted[event.customer_id, event.id]:
-                    found[claim.subscription_id, event.id] = event
-        return found
+                key = actor.customer_id, claim.event_id
+                if key not in events:
+                    missing.setdefault(claim.event_day, set()).add(key)
+        for day, wanted in missing.items():
+            for event in await load_events(conn, day, sorted(wanted)):
+                events[event.customer_id, event.id] = event
+        return events
 
     async def wake(self, conn: Connection, ids: Sequence[SubscriptionId]) -> None:
         """Let the actors of these subscriptions look for held deliveries."""
@@ -211,7 +214,7 @@ class Roster:
             with self.ledger.claiming([actor.shard]):
                 generation = await queue.roster_generation(conn, actor.id)
                 claims = await queue.claim_held(conn, actor.id, limit=limit, lease_s=LEASE_S)
-                await self.take(conn, claims, [], term=term)
+                await self.take(conn, Claimed(claims, [], len(claims)), term=term)
                 if len(claims) == limit:
                     return True
                 if generation is not None:

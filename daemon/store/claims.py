@@ -17,7 +17,8 @@ from typing import Any, Final
 import msgspec
 
 from daemon.ids import SubscriptionId
-from daemon.model import Claim, FannedOut
+from daemon.model import Claim, Event, FannedOut
+from daemon.store.enveloping import enveloped
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +46,15 @@ Place = tuple[int, str]
 class Claimed:
     """Claims to send, subscriptions for which deliveries were held instead, and how many rows were looked at.
 
-    Of the outbox: `last` is the highest id that was taken of each shard from which any was. `deep` are the shards of
-    which more waits than a look takes. `resume`: there may be more behind this place. `fanned_out` are the events that
-    were taken, where they were asked for.
+    Of the outbox: `events` are those of the claims that came along. `last` is the highest id that was taken of each
+    shard from which any was. `deep` are the shards of which more waits than a look takes. `resume`: there may be more
+    behind this place. `fanned_out` are the events that were taken, where they were asked for.
     """
 
     claims: list[Claim]
     held: list[SubscriptionId]
     seen: int
+    events: list[Event] = field(default_factory=list[Event])
     last: dict[int, int] = field(default_factory=dict[int, int])
     deep: frozenset[int] = frozenset()
     resume: Place | None = None
@@ -60,35 +62,38 @@ class Claimed:
 
     @classmethod
     def of(cls, rows: Iterable[Sequence[Any]]) -> Claimed:
-        """From rows of nine columns: those of a Claim, or NULL but for one of these.
+        """From rows of nine columns, those of a Claim, or with customer, created_at and data of twelve.
 
-        A subscription, fifth; a count, last; a shard, sixth, with its count in place of an attempt and its last id, or
-        alone if it is deep, or with a customer, fourth, as the place; an event that was taken, second, with customer,
-        traceparent and matched, fourth, fifth and last.
+        One without a delivery's id has instead: an event's type, fourth, and all else that an Event has; or an event's
+        id, second, customer, traceparent and matched; a subscription, fifth, which is held; a count, last of nine; or a
+        shard, sixth: with a count in place of an attempt and its last id, with a customer as the place, or alone, deep.
         """
         claims: list[Claim] = []
         held: list[SubscriptionId] = []
+        events: list[Event] = []
         fanned_out: list[FannedOut] = []
         seen, resume = 0, None
         last: dict[int, int] = {}
         deep: set[int] = set()
         for row in rows:
             if row[0] is not None:
-                claims.append(Claim(*row))
+                claims.append(Claim(*row[:9]))
+            elif row[3] is not None:
+                events.append(enveloped(row[1], row[3], row[9], row[10], row[11], row[8], row[4]))
             elif row[1] is not None:
-                fanned_out.append(FannedOut(row[1], row[3], row[4], row[8]))
+                fanned_out.append(FannedOut(row[1], row[9], row[4], row[8]))
             elif row[4] is not None:
                 held.append(row[4])
             elif row[5] is None:
                 seen = row[8]
-            elif row[3] is not None:
-                resume = (row[5], row[3])
-            elif row[6] is None:
-                deep.add(row[5])
-            else:
+            elif row[6] is not None:
                 seen += row[6]
                 last[row[5]] = row[8]
-        return cls(claims, held, seen, last, frozenset(deep), resume, fanned_out)
+            elif row[9] is not None:
+                resume = (row[5], row[9])
+            else:
+                deep.add(row[5])
+        return cls(claims, held, seen, events, last, frozenset(deep), resume, fanned_out)
 
 
 NOTHING: Final = Claimed([], [], 0)

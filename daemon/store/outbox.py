@@ -6,13 +6,18 @@ customer's oldest in turn, so that one who floods a shard delays nobody else in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
+from psycopg import errors, sql
+
+from daemon import clock
 from daemon.store.arrays import array
 from daemon.store.claims import Claimed, Place, Room
 from daemon.store.connection import Connection
+from daemon.store.enveloping import partition
 
 PER_SHARD: Final = 100
 """Outbox rows taken from one shard at a time; of a deep one, from one customer."""
@@ -65,24 +70,34 @@ _TAKE: Final = """
         ON CONFLICT (subscription_id) DO UPDATE SET generation = r.generation + 1
         RETURNING subscription_id
     )
-    SELECT m.id, m.event_id, m.event_day, m.event_type, m.subscription_id, m.shard, m.attempt, m.steps, s.version
+    SELECT m.id, m.event_id, m.event_day, m.event_type, m.subscription_id, m.shard, m.attempt, m.steps, s.version,
+           NULL AS customer_id, NULL::timestamptz AS created_at, NULL AS data
     FROM made m
     CROSS JOIN LATERAL (SELECT s.version FROM dealix.subscriptions s WHERE s.id = m.subscription_id OFFSET 0) AS s
     WHERE m.claimed
     UNION ALL
-    SELECT NULL, NULL, NULL, NULL, subscription_id, NULL, NULL, NULL, NULL FROM rostered
+    SELECT NULL, NULL, NULL, NULL, subscription_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM rostered
     UNION ALL
-    SELECT NULL, NULL, NULL, NULL, NULL, shard, count(*)::smallint, NULL, max(id) FROM taken GROUP BY shard
+    SELECT NULL, NULL, NULL, NULL, NULL, shard, count(*)::smallint, NULL, max(id), NULL, NULL, NULL
+    FROM taken GROUP BY shard
     UNION ALL
-    SELECT NULL, event_id, NULL, customer_id, traceparent, NULL, NULL, NULL, cardinality(subscription_ids)
+    SELECT NULL, event_id, NULL, NULL, traceparent, NULL, NULL, NULL, cardinality(subscription_ids),
+           customer_id, NULL, NULL
     FROM taken WHERE %(name_events)s::boolean
     UNION ALL
-    SELECT NULL, NULL, NULL, NULL, NULL, shard, NULL, NULL, NULL FROM picked
+    SELECT NULL, NULL, NULL, NULL, NULL, shard, NULL, NULL, NULL, NULL, NULL, NULL FROM picked
     GROUP BY shard HAVING count(*) >= %(per_shard)s
+    UNION ALL
+    SELECT NULL, e.id, NULL, e.type, e.traceparent, NULL, NULL, NULL, e.matched, e.customer_id, e.created_at, e.data
+    FROM taken t
+    CROSS JOIN LATERAL (
+        SELECT * FROM {partition} e WHERE e.customer_id = t.customer_id AND e.id = t.event_id OFFSET 0
+    ) AS e
+    WHERE t.event_day = %(today)s::date AND (t.event_id IN (SELECT m.event_id FROM made m WHERE m.claimed)) IS TRUE
 """
 
 # Index: the primary key, one short range for each shard.
-_FAN_OUT: Final = f"""
+_FAN_OUT: Final = sql.SQL(f"""
     WITH picked AS (
         SELECT o.*, row_number() OVER fair AS place,
                sum(o.data_bytes) OVER fair AS bytes,
@@ -98,12 +113,12 @@ _FAN_OUT: Final = f"""
         ) AS o
         WINDOW fair AS (ORDER BY o.turn, o.id)
     {_TAKE}
-"""  # noqa: S608 a constant in a constant
+""")  # noqa: S608 a constant in a constant
 
 # The walk steps from customer to customer, one short index probe each (a "loose index scan"), over shards of others
 # in one step; nothing is read of a flood but its first rows. Every customer's first row comes before anybody's second.
 # Index: outbox_customers.
-_FAN_OUT_FAIRLY: Final = f"""
+_FAN_OUT_FAIRLY: Final = sql.SQL(f"""
     WITH RECURSIVE walk AS (
         (SELECT o.shard, o.customer_id, 1 AS step FROM dealix.outbox o
          WHERE (o.shard, o.customer_id) > (%(shard)s::smallint, %(customer_id)s)
@@ -138,8 +153,19 @@ _FAN_OUT_FAIRLY: Final = f"""
         WINDOW fair AS (ORDER BY o.turn, o.id)
     {_TAKE}
     UNION ALL
-    SELECT NULL, NULL, NULL, customer_id, NULL, shard, NULL, NULL, NULL FROM walk WHERE step = %(max_customers)s
-"""  # noqa: S608 a constant in a constant
+    SELECT NULL, NULL, NULL, NULL, NULL, shard, NULL, NULL, NULL, customer_id, NULL, NULL
+    FROM walk WHERE step = %(max_customers)s
+""")  # noqa: S608 a constant in a constant
+
+
+@lru_cache(maxsize=4)
+def _fan_out_of(partition: str) -> bytes:
+    return _FAN_OUT.format(partition=sql.Identifier("dealix", partition)).as_bytes(None)
+
+
+@lru_cache(maxsize=4)
+def _fan_out_fairly_of(partition: str) -> bytes:
+    return _FAN_OUT_FAIRLY.format(partition=sql.Identifier("dealix", partition)).as_bytes(None)
 
 
 async def fan_out(
@@ -154,11 +180,11 @@ async def fan_out(
 
     What finds no room, or a disabled subscription or open breaker, is held; what finds no subscription is dropped.
     `after`: of these shards only rows behind the given id are looked at. `name_events`: say which events were taken.
+    The events that claims are about come along where they were emitted today.
     """
     ordered = sorted(shards)
     place = {"shards": array(ordered), "after": array(after.get(shard, 0) for shard in ordered)}
-    cursor = await conn.execute(_FAN_OUT, place | _bounds(name_events) | room.parameters())
-    return Claimed.of(await cursor.fetchall())
+    return await _take(conn, _fan_out_of, place | _bounds(name_events) | room.parameters())
 
 
 async def fan_out_fairly(
@@ -169,7 +195,16 @@ async def fan_out_fairly(
     Looks at customers after the place `after`; `resume` is where the next look has to begin, None for the start.
     """
     place = {"shards": array(sorted(shards)), "shard": after[0], "customer_id": after[1]}
-    cursor = await conn.execute(_FAN_OUT_FAIRLY, place | _bounds(name_events) | room.parameters())
+    return await _take(conn, _fan_out_fairly_of, place | _bounds(name_events) | room.parameters())
+
+
+async def _take(conn: Connection, statement: Callable[[str], bytes], parameters: Mapping[str, object]) -> Claimed:
+    today = clock.now().date()
+    parameters = {**parameters, "today": today}
+    try:
+        cursor = await conn.execute(statement(partition(today)), parameters)
+    except errors.UndefinedTable:  # nothing can have been emitted today; what was emitted before may wait all the same
+        cursor = await conn.execute(statement("events"), parameters)
     return Claimed.of(await cursor.fetchall())
 
 

@@ -1,19 +1,14 @@
-"""The hot queue after fan-out: what is due, what is held, leases, giving back, and what a claim needs to be sent."""
+"""The hot queue after fan-out: what is due, what is held, leases, giving back, and whom it is for."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from datetime import date
-from functools import lru_cache
 from typing import Final
 
-from psycopg import errors, sql
-
-from daemon.ids import CustomerId, DeliveryId, EventId, SubscriptionId
-from daemon.model import Claim, Event, SubscriptionConfig
+from daemon.ids import DeliveryId, SubscriptionId
+from daemon.model import Claim, SubscriptionConfig
 from daemon.policy.retry import MAX_ATTEMPTS
-from daemon.policy.signing import envelope
 from daemon.store.arrays import array
 from daemon.store.claims import Claimed, Room
 from daemon.store.connection import Connection
@@ -211,44 +206,6 @@ async def extend_leases(conn: Connection, own: Sequence[tuple[DeliveryId, int]],
         _EXTEND,
         {"ids": [key for key, _ in own], "attempts": [attempt for _, attempt in own], "lease_s": lease_s},
     )
-
-
-# The day's partition by its own name: a prepared plan over the parent would lock all of them at each execution.
-_EVENTS: Final = sql.SQL("""
-    SELECT e.id, e.type, e.customer_id, e.created_at, e.data, e.matched, e.traceparent
-    FROM unnest(%(customers)s::text[], %(ids)s::text[]) AS wanted (customer_id, id)
-    CROSS JOIN LATERAL (
-        SELECT * FROM {partition} e WHERE e.customer_id = wanted.customer_id AND e.id = wanted.id OFFSET 0
-    ) AS e
-""")
-
-
-@lru_cache(maxsize=8)
-def _events_of(day: date) -> bytes:
-    return _EVENTS.format(partition=sql.Identifier("dealix", f"events_{day:%Y%m%d}")).as_bytes(None)
-
-
-async def load_events(conn: Connection, day: date, wanted: Sequence[tuple[CustomerId, EventId]]) -> list[Event]:
-    """The events of one day, enveloped. Those that retention removed are missing from the answer."""
-    named = {"customers": array(c for c, _ in wanted), "ids": array(i for _, i in wanted)}
-    try:
-        cursor = await conn.execute(_events_of(day), named, prepare=True)
-    except errors.UndefinedTable:
-        return []
-    return [
-        Event(
-            id=event_id,
-            type=event_type,
-            customer_id=customer_id,
-            created_at=created_at,
-            body=envelope(
-                event_id=event_id, event_type=event_type, customer_id=customer_id, data=data, created_at=created_at
-            ),
-            matched=matched,
-            traceparent=traceparent,
-        )
-        for event_id, event_type, customer_id, created_at, data, matched, traceparent in await cursor.fetchall()
-    ]
 
 
 _CONFIGS: Final = """

@@ -8,11 +8,12 @@ from typing import Any, Final
 import psycopg
 import pytest
 import trio
-from psycopg import sql
 
+from daemon import clock
 from daemon.actors import bookmark
 from daemon.store import outbox
 from daemon.store.claims import Room
+from daemon.store.enveloping import partition
 from daemon.store.shards import shard_of
 from tests.support.answers import status
 from tests.support.engine import Running, running_engine
@@ -39,11 +40,12 @@ async def test_a_look_from_the_mark_does_not_walk_over_what_was_taken_before(mig
 
 async def blocks(running: Running, after: int) -> int:
     """Blocks of the shared buffers that a look at acme's shard touches."""
-    values = {"shards": [shard_of("acme")], "after": [after], "per_shard": outbox.PER_SHARD}
-    bounds = {"max_bytes": outbox.MAX_BYTES, "max_deliveries": outbox.MAX_DELIVERIES, "name_events": False}
-    statement = sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) ") + sql.SQL(outbox._FAN_OUT)
+    values = {"shards": [shard_of("acme")], "after": [after]}
+    bounds = outbox._bounds(name_events=False)
+    today = clock.now().date()
+    statement = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + outbox._fan_out_of(partition(today))
     async with running.pool.connection(10) as conn:
-        cursor = await conn.execute(statement, values | bounds | Room({}, 32, 60.0).parameters())
+        cursor = await conn.execute(statement, values | bounds | {"today": today} | Room({}, 32, 60.0).parameters())
         ((plans,),) = await cursor.fetchall()
     plan: dict[str, Any] = (json.loads(plans) if isinstance(plans, str) else plans)[0]["Plan"]
     return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import pytest
 import trio
 
+from daemon import clock
 from daemon.ids import CustomerId
 from daemon.store import outbox
 from daemon.store.claims import Claimed, Room
 from daemon.store.connection import Connection, connect
+from daemon.store.enveloping import load_events
 from daemon.store.shards import SHARDS, shard_of
 
 ALL: Final = frozenset(range(SHARDS))
@@ -113,6 +117,47 @@ async def test_rows_from_before_customers_were_noted_go_too(migrated_database: s
             await emit(conn, ["acme"], 3)
             await conn.execute("UPDATE dealix.outbox SET customer_id = ''")
             assert (await outbox.fan_out_fairly(conn, ALL, ROOM)).seen == 3
+
+
+@pytest.mark.parametrize("look", [outbox.fan_out, outbox.fan_out_fairly])
+async def test_todays_events_come_along_with_their_claims(
+    migrated_database: str, look: Callable[[Connection, frozenset[int], Room], Awaitable[Claimed]]
+) -> None:
+    with trio.fail_after(30):
+        async with await connect(migrated_database, timeout_s=5, application_name="test") as conn:
+            await conn.execute(SUBSCRIBE, (["acme", "acme.one", "full"],))
+            await conn.execute("UPDATE dealix.subscriptions SET customer_id = 'acme' WHERE customer_id = 'acme.one'")
+            await emit(conn, ["acme"], 3)
+            await emit(conn, ["full"], 2)
+            full = await conn.execute("SELECT id FROM dealix.subscriptions WHERE customer_id = 'full'")
+            room = Room({row[0]: 1 for row in await full.fetchall()}, 1000, 60.0)
+            claimed = await look(conn, ALL, room)
+            assert len(claimed.claims) == 3 * 2 + 1
+            assert len(claimed.events) == 3 + 1
+            wanted = sorted({(event.customer_id, event.id) for event in claimed.events})
+            assert {event_id for _, event_id in wanted} == {claim.event_id for claim in claimed.claims}
+            loaded = await load_events(conn, clock.now().date(), wanted)
+            assert sorted(claimed.events, key=lambda e: e.id) == sorted(loaded, key=lambda e: e.id)
+            assert {event.matched for event in loaded if event.customer_id == "acme"} == {2}
+
+
+@pytest.mark.parametrize("look", [outbox.fan_out, outbox.fan_out_fairly])
+@pytest.mark.parametrize("days", [-1, 1, 40_000])
+async def test_by_another_clock_events_stay_behind_and_can_be_loaded(
+    migrated_database: str,
+    monkeypatch: pytest.MonkeyPatch,
+    look: Callable[[Connection, frozenset[int], Room], Awaitable[Claimed]],
+    days: int,
+) -> None:
+    with trio.fail_after(30):
+        async with await connect(migrated_database, timeout_s=5, application_name="test") as conn:
+            await conn.execute(SUBSCRIBE, (["acme"],))
+            await emit(conn, ["acme"], 3)
+            monkeypatch.setattr(clock, "now", lambda: datetime.now(UTC) + timedelta(days=days))
+            claimed = await look(conn, ALL, ROOM)
+            assert (len(claimed.claims), claimed.events) == (3, [])
+            wanted = [(CustomerId("acme"), claim.event_id) for claim in claimed.claims]
+            assert len(await load_events(conn, claimed.claims[0].event_day, wanted)) == 3
 
 
 async def events_of(conn: Connection, claimed: Claimed) -> Counter[str]:

@@ -66,9 +66,10 @@ class Watched:
         async def execute(
             conn: Connection, query: QueryNoTemplate, params: Params | None = None, **options: bool
         ) -> AsyncCursor[TupleRow]:
-            if isinstance(query, str) and query.lstrip().startswith(("WITH", "UPDATE", "SELECT known")):
+            text = query.decode() if isinstance(query, bytes) else str(query)
+            if text.lstrip().startswith(("WITH", "UPDATE", "SELECT known")):
                 async with conn.transaction(force_rollback=True):
-                    explain = f"EXPLAIN (ANALYZE, TIMING off, FORMAT JSON) {query}".encode()
+                    explain = f"EXPLAIN (ANALYZE, TIMING off, FORMAT JSON) {text}".encode()
                     cursor = await plain(conn, explain, params, prepare=True)
                     row = await cursor.fetchone()
                     assert row is not None

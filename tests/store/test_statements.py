@@ -15,7 +15,7 @@ import pytest
 from psycopg import sql
 
 import daemon.store
-from daemon.store import outbox, queue, record, shards
+from daemon.store import enveloping, outbox, queue, record, shards
 from daemon.store.sessions import HOT
 
 _STATEMENT: Final = re.compile(r"\s*(--.*\n\s*)*(SELECT|INSERT|UPDATE|DELETE|WITH)\b")
@@ -64,7 +64,7 @@ def prepare(session: psycopg.Connection, name: str, text: str) -> None:
 
 def test_there_are_statements_to_look_at() -> None:
     names = {name for name, _ in constants()}
-    assert {"outbox._FAN_OUT", "queue._CLAIM_DUE", "queue._EVENTS", "record._RECORD", "shards._CENSUS"} < names
+    assert {"outbox._FAN_OUT", "queue._CLAIM_DUE", "enveloping._EVENTS", "record._RECORD", "shards._CENSUS"} < names
     assert len(names) > 50
 
 
@@ -91,7 +91,7 @@ HOT_STATEMENTS: Final[dict[str, set[str]]] = {
     "queue._GIVE_BACK": {"deliveries_pkey"},
     "queue._EXTEND": {"deliveries_pkey"},
     "queue._CONFIGS": {"subscriptions_pkey", "subscription_health_pkey"},
-    "queue._EVENTS": set(),
+    "enveloping._EVENTS": set(),
     "record._RECORD": {"deliveries_pkey", "subscription_health_pkey", "subscriptions_pkey"},
     "shards._CHANGED": {"subscriptions_pkey"},
     "shards._RECOVER": {"deliveries_due"},
@@ -153,7 +153,7 @@ def test_no_hot_statement_reads_a_table_from_end_to_end(session: psycopg.Connect
 def test_the_hot_statements_are_all_of_those_that_the_delivery_path_has() -> None:
     hot = {
         f"{module.__name__.rpartition('.')[2]}.{name}"
-        for module in (outbox, queue, record, shards)
+        for module in (enveloping, outbox, queue, record, shards)
         for name, value in vars(module).items()
         if name.isupper() and text_of(value) is not None
     }
