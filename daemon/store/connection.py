@@ -27,7 +27,7 @@ from typing import Any, Final, Generic, NoReturn, TypeVar, cast
 
 import psycopg
 import trio
-from psycopg import AsyncPipeline, AsyncTransaction, Notify
+from psycopg import AsyncPipeline, AsyncTransaction, Notify, _queries
 from psycopg.abc import PQGen
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import PipelineStatus, TransactionStatus
@@ -44,6 +44,9 @@ from daemon.store.waiting import Turns, drive, drive_dialogue, poll, ready
 GRACE_S: Final = 1.0
 """How long an interrupted statement may take to end, and a ROLLBACK. With a database that is frozen this is added to
 the caller's deadline; 1 s keeps an API answer of 503 within 2 s."""
+
+_queries.MAX_CACHED_STATEMENT_LENGTH = 16_384
+"""psycopg forgets how it read statements of over 4 KiB: 75 µs for the recorder's, each time."""
 
 _CANCEL_AGAIN_S: Final = 0.2
 """A cancel request that comes between two steps of one statement (PREPARE, EXECUTE) hits nothing: ask again."""

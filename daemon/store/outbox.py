@@ -91,7 +91,8 @@ _TAKE: Final = """
     SELECT NULL, e.id, NULL, e.type, e.traceparent, NULL, NULL, NULL, e.matched, e.customer_id, e.created_at, e.data
     FROM taken t
     CROSS JOIN LATERAL (
-        SELECT * FROM {partition} e WHERE e.customer_id = t.customer_id AND e.id = t.event_id OFFSET 0
+        SELECT * FROM {partition} e
+        WHERE e.customer_id = t.customer_id COLLATE "default" AND e.id = t.event_id OFFSET 0
     ) AS e
     WHERE t.event_day = %(today)s::date AND (t.event_id IN (SELECT m.event_id FROM made m WHERE m.claimed)) IS TRUE
 """

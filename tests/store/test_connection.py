@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -15,12 +16,14 @@ import psycopg
 import pytest
 import trio
 import trio.testing
-from psycopg import sql
+from psycopg import _queries, sql
+from psycopg.adapt import Transformer
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
 from daemon.errors import CommitUnknown
+from daemon.store import record
 from daemon.store.connection import GRACE_S, Connection, connect
 from tests.support.postgres import fresh_database
 
@@ -86,6 +89,16 @@ def stream(conn: Connection, query: LiteralString) -> aclosing[AsyncGenerator[Tu
 
 def usable(conn: Connection) -> bool:
     return not conn.closed and conn.info.transaction_status == TransactionStatus.IDLE
+
+
+def test_the_longest_statement_is_read_once() -> None:
+    text = record._RECORD
+    assert 4096 < len(text) <= _queries.MAX_CACHED_STATEMENT_LENGTH
+    first, again = _queries.PostgresQuery(Transformer()), _queries.PostgresQuery(Transformer())
+    values = dict.fromkeys(re.findall(r"%\((\w+)\)", text), "")
+    first.convert(text, values)
+    again.convert(text, values)
+    assert first.query is again.query
 
 
 def test_every_private_name_of_psycopg_that_is_used_or_relied_upon_exists() -> None:

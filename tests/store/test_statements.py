@@ -147,6 +147,10 @@ def test_no_hot_statement_reads_a_table_from_end_to_end(session: psycopg.Connect
         seen = {str(node["Relation Name"]) for node in plan if node["Node Type"] == "Seq Scan"}
         assert [table for table in seen if BIG.fullmatch(table)] == [], f"{name} reads all of {seen}"
         used = {str(node["Index Name"]) for node in plan if "Index Name" in node}
+        partial = [
+            node for node in plan if node["Node Type"] == "Index Scan" and "customer_id = " in node.get("Filter", "")
+        ]
+        assert partial == [], f"{name} uses an index without its first column: {partial}"
         assert indexes <= used, f"{name} does not use {indexes - used}: {json.dumps(plan, indent=1)[:4000]}"
 
 
