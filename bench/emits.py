@@ -28,8 +28,8 @@ WITH event AS (
            c.customer_id, 'deal.won', :data::text, clock_timestamp(), cardinality(c.subscription_ids)
     FROM bench.customers c WHERE c.customer_id = 'c' || :n
     RETURNING id, customer_id, (created_at AT TIME ZONE 'UTC')::date AS day)
-INSERT INTO dealix.outbox (shard, event_id, event_day, event_type, data_bytes, subscription_ids)
-SELECT c.shard, event.id, event.day, 'deal.won', octet_length(:data::text), c.subscription_ids
+INSERT INTO dealix.outbox (shard, customer_id, event_id, event_day, event_type, data_bytes, subscription_ids)
+SELECT c.shard, event.customer_id, event.id, event.day, 'deal.won', octet_length(:data::text), c.subscription_ids
 FROM event JOIN bench.customers c USING (customer_id);
 """
 """What `dealix.emit` writes, with all that it has to find out at hand, and without any wake-up."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import trio
 
 from daemon.store.connection import Connection, connect
 from daemon.store.shards import SHARDS, try_own
+from tests.support.answers import status
 from tests.support.engine import Running, running_engine
 from tests.support.receiver import open_receiver
 
@@ -73,35 +74,21 @@ async def test_what_was_claimed_before_the_loss_is_not_sent_when_the_shards_come
             session(running) as other,
             session(running) as locker,
         ):
+            receiver.answer_all(status(500))
             await running.subscribe(receiver.url("/hook"))
-            async with locked_events(locker) as emit_then_lock:
-                await emit_then_lock(running)
-                while await running.rows("SELECT attempt FROM dealix.deliveries WHERE claimed") != [(1,)]:
+            await running.emit()
+            await running.log_rows(1)
+            async with locker.transaction():
+                await locker.execute("LOCK TABLE dealix.events IN ACCESS EXCLUSIVE MODE")
+                await other.execute("UPDATE dealix.deliveries SET due = now()")  # to be claimed, but not to be read
+                while await running.rows("SELECT attempt FROM dealix.deliveries WHERE claimed") != [(2,)]:
                     await trio.sleep(0.01)
                 await take_everything(running, other)
                 await other.execute("DELETE FROM dealix.deliveries")  # the other has delivered it
                 await give_everything_back(running, other)
+            receiver.answer_all(status(200))
             event_id = await running.emit()
-            await receiver.wait_for(1)
+            await receiver.wait_for(2)
             await trio.sleep(SETTLE_S)
-            assert [r.headers["webhook-id"] for r in receiver.received] == [event_id]
-            assert [row[:3] for row in await running.log_rows(1)] == [(1, "delivered", 200)]
-
-
-@asynccontextmanager
-async def locked_events(locker: Connection) -> AsyncGenerator[Callable[[Running], Awaitable[None]]]:
-    """Gives a function that emits one event and locks the events at once: it can be claimed, and not be read."""
-    async with locker.transaction():
-
-        async def lock() -> None:
-            await locker.execute("LOCK TABLE dealix.events IN ACCESS EXCLUSIVE MODE")
-
-        async def emit_then_lock(running: Running) -> None:
-            async with trio.open_nursery() as nursery, session(running) as emitter, emitter.transaction():
-                await emitter.execute("SELECT FROM dealix.emit('acme', 'deal.won', '{}')")
-                nursery.start_soon(lock)
-                waiting = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'"
-                while await running.rows(waiting) != [(True,)]:
-                    await trio.sleep(0.01)
-
-        yield emit_then_lock
+            assert [r.headers["webhook-id"] for r in receiver.received][1:] == [event_id]
+            assert [row[:3] for row in await running.log_rows(2)] == [(1, "retry", 500), (1, "delivered", 200)]
