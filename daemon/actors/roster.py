@@ -161,9 +161,8 @@ class Roster:
             if actor is None:  # deleted since it was claimed: held, it is purged
                 self.return_claims([left.pop((claim.delivery_id, claim.attempt))], hold=True)
             elif (event := events.get((actor.customer_id, claim.event_id))) is None:
-                expired.append(
-                    claim
-                )  # retention removes an event after its deliveries have ended, but for those in hand
+                # Retention removes an event after its deliveries have ended, but for those in hand.
+                expired.append(claim)
             else:
                 del left[claim.delivery_id, claim.attempt]
                 self.ledger.weigh(claim, len(event.body))
