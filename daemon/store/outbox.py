@@ -34,6 +34,8 @@ START: Final[Place] = (-1, "")
 # subscription's row: emitters and PATCH do not wait here. Indexes: subscriptions and health primary keys. A row that a
 # crash rolls back is still in the outbox; a claim whose answer is lost comes back when its lease ends.
 # Rows are found again by ctid, and subscriptions by a LATERAL behind OFFSET 0: see claims.py on joins.
+# Events of today come along, which spares a question before the first byte can leave. Index: events_id of that day; the
+# outbox compares customers by bytes, so without COLLATE it would be used by its second column alone.
 _TAKE: Final = """
     ), locked AS (
         SELECT o.ctid AS tid FROM dealix.outbox o
